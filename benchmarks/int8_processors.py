@@ -23,7 +23,7 @@ import numpy as np
 from reporting import machine, publish
 
 from agridistill.api import load
-from agridistill.runtime.reading import expand, read_batches
+from agridistill.runtime.predictor import expand, read_batches
 
 
 def answers(model: Path, pixels: Path) -> list[list[float]]:

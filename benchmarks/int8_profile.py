@@ -26,7 +26,7 @@ from reporting import machine, publish
 
 from agridistill.api import load
 from agridistill.preprocess import Pixels
-from agridistill.runtime.reading import expand, read_batches
+from agridistill.runtime.predictor import expand, read_batches
 
 TURNS, QUERIES, WARM_UP, PHOTOS = 5, 60, 10, 30
 _CALL = "model_run"

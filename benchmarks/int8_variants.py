@@ -36,7 +36,7 @@ from agridistill.models.int8 import calibrate, folded, quantised
 from agridistill.models.rounding import Ranges
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import manifest_path
-from agridistill.runtime.reading import read_batches
+from agridistill.runtime.predictor import read_batches
 
 TURNS, QUERIES, WARM_UP = 10, 30, 5
 

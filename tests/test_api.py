@@ -149,7 +149,7 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
             "(4 for each core), or 0 for one thread for each core; got 3000 (int); use fewer threads",
         ),
         ("load", ("x" * 5000,), {}, "which does not exist; check the path"),
-        ("load", ("tomato",), {"engine": 3}, "expected the name of an engine, or None; got 3 (int)"),
+        ("load", ("tomato",), {"engine": 3}, "expected a name or None for 'engine'; got 3 (int)"),
         ("load", ("tomato",), {"photos": "x"}, "a whole number of at least 0 for 'photos'; got 'x' (str)"),
         ("evaluate", ("tomato", None), {}, PATHS.format("data", "None")),
         ("evaluate", ("tomato", "photos"), {"split": "tst"}, "for 'split'; got 'tst'; did you mean 'test'?"),

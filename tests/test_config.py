@@ -140,11 +140,6 @@ def test_a_file_of_the_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert read_recipe("cpu") == {"train": {"epochs": 3}}
 
 
-def test_a_mistyped_name_of_a_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"got 'ablation', which does not exist; .* did you mean 'ablations'"):
-        read_recipe("ablation")
-
-
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [

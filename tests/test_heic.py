@@ -18,7 +18,7 @@ from agridistill.edge.sources.folder import FolderSource
 from agridistill.errors import DataError, PhotoError
 from agridistill.photo_files import READS_HEIC, how_to_read
 from agridistill.preprocess import photo_cost, photo_size, read_photo
-from agridistill.runtime.reading import expand
+from agridistill.runtime.predictor import expand
 
 without_heic = pytest.mark.skipif(READS_HEIC, reason="of an installation without pi-heif")
 
@@ -77,8 +77,6 @@ def test_heic_photos_are_found_in_all_kinds_of_folders(tmp_path: Path) -> None:
 
 @pytest.mark.needs("heic")
 def test_the_limits_hold_for_heic(tmp_path: Path) -> None:
-    with pytest.raises(PhotoError, match="a photo of at most 3,000 pixels"):
-        read_photo(HEIC, max_pixels=3000)
     with pytest.raises(PhotoError, match="with 48,000,000 pixels in 695 bytes, a decompression bomb"):
         read_photo(with_size(8000, 6000))
     assert photo_cost(with_size(8000, 6000)) == (48, 64, 48_000_000)
@@ -125,7 +123,7 @@ def test_without_the_extra_folders_of_heic_photos_are_told_with_the_remedy(
         (tmp_path / name).write_bytes(HEIC)
     with pytest.raises(DataError, match=r"1 \.heic\); to read HEIC photos, run pip install"):
         scan(tmp_path)
-    with pytest.raises(DataError, match=r"but 2 \.heic; to read HEIC photos, run pip install"):
+    with pytest.raises(DataError, match=r"2 \.heic\); to read HEIC photos, run pip install"):
         expand([tmp_path])
     for name in ("rust/1.jpg", "scab/2.jpg"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)

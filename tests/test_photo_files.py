@@ -7,7 +7,7 @@ import pytest
 from agridistill.data.folder import scan
 from agridistill.errors import DataError
 from agridistill.photo_files import files_below, is_photo, subfolders
-from agridistill.runtime.reading import expand
+from agridistill.runtime.predictor import expand
 
 OF_MACHINES = (
     *("@eaDir", "#recycle", "#snapshot", "@Recycle", "~snapshot", "$RECYCLE.BIN", "System Volume Information"),
@@ -110,11 +110,11 @@ def test_a_folder_for_prediction_tells_what_is_passed_over(tmp_path: Path, caplo
     assert expand([tmp_path, tmp_path / "1.jpg"]) == [tmp_path / "1.jpg"] * 2
     first = tmp_path / "a" / "2.dng"
     assert [record.getMessage() for record in caplog.records] == [
-        f"passed over: 3 files that are not photos (2 .dng, 1 .txt), the first '{first}'"
+        f"ignored 3 files that are not photos (2 .dng, 1 .txt), the first '{first}'"
     ]
 
 
 def test_a_folder_without_photos_is_told_with_what_it_holds(tmp_path: Path) -> None:
     make(tmp_path, "1.dng", "notes.txt")
-    with pytest.raises(DataError, match=r"which holds none, but 1 \.dng, 1 \.txt; name another folder"):
+    with pytest.raises(DataError, match=r"without photos \(it contains 1 \.dng, 1 \.txt\); pass another folder"):
         expand([tmp_path])

@@ -18,7 +18,6 @@ def write_tiff(
     photometric: int = RGB,
     extra: int | None = None,
     planar: bool = False,
-    declared_max: int | None = None,
 ) -> Path:
     """Writes `(H, W, bands)`, little-endian.
 
@@ -28,7 +27,6 @@ def write_tiff(
         photometric: the meaning of the first bands.
         extra: of a further band: 0 unspecified, 1 associated alpha, 2 unassociated alpha.
         planar: one plane after the other.
-        declared_max: the tag MaxSampleValue.
     """
     height, width, bands = pixels.shape
     planes = [pixels[..., band] for band in range(bands)] if planar else [pixels]
@@ -49,8 +47,6 @@ def write_tiff(
     }
     if extra is not None:
         tags[338] = ("H", [extra])
-    if declared_max is not None:
-        tags[281] = ("H", [declared_max] * bands)
     body = b"".join(strips)
     longer, directory = b"", struct.pack("<H", len(tags))
     for tag, (code, values) in sorted(tags.items()):

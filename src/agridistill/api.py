@@ -28,7 +28,7 @@ from agridistill.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.export.artefact import ExportResult
-    from agridistill.runtime.backends import Backend
+    from agridistill.runtime.engines import Backend
     from agridistill.runtime.predictor import Predictor
 
 SPLITS = ("train", "val", "test", "all")
@@ -41,9 +41,9 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         model: a finished run folder, an exported `.onnx` or `.tflite` file, or the name of a shipped model ("tomato").
         engine: the library that runs an exported file: "onnxruntime" or "openvino" for `.onnx`, "litert" for `.tflite`;
             None takes the fastest one that is installed.
-        threads: threads of one prediction with an exported file; 0 takes one for each core.
-        photos: number of photos to classify, or None if unknown: for a few photos, an engine that starts fast is
-            chosen.
+        threads: number of threads that compute one prediction with an exported file; 0 takes one for each core.
+        photos: number of photos that will be classified, None if unknown; for fewer than 1,000, an engine that starts
+            fast is chosen.
 
     Raises:
         ConfigError: an argument has a wrong type or range.
@@ -91,8 +91,8 @@ def evaluate(
         model: a finished run folder, an exported file, or the name of a shipped model.
         data: a data folder as for `train`. Classes of the model without photos there get no scores and are left out of
             macro-F1.
-        split: the part of the data that is used. For the data that the model was trained on, the parts are those of
-            the training run.
+        split: the part of the data to use. If it is the data that the model was trained on, the parts are those of the
+            training run.
         split_file: a split made by `data split`, to use instead.
         class_names: folder name -> the model's class, for folders that are named differently; a mapping, or the path
             of a TOML file that holds one.
@@ -179,7 +179,7 @@ def export(
     require_flag("force", force)
     require_flag("micro", micro)
     if batch is not None and batch != 1:
-        raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
+        raise ConfigError("1 or None for 'batch'", described(batch), "leave it out")
     require_callable("progress", progress)
     with needs_extra("the training part of AgriDistill, to export a run", "train,export"):
         from agridistill.data.labels import to_layout
@@ -200,11 +200,11 @@ def export(
 
 
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:
-    """Returns the number of parameters and of MACs for one photo; each is None if unknown.
+    """Returns (number of parameters, multiply-accumulate operations for one photo); each is None if unknown.
 
     They come from the manifest of an exported file, or are counted in the network of a run folder.
     """
-    from agridistill.runtime.backends import SUFFIXES
+    from agridistill.runtime.engines import SUFFIXES
 
     if Path(backend.manifest.weights_file).suffix in SUFFIXES:
         measured = backend.manifest.measured
@@ -219,4 +219,4 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
 
 def _require_engine(engine: object) -> None:
     if engine is not None and not isinstance(engine, str):
-        raise ConfigError("the name of an engine, or None", described(engine), "leave it out")
+        raise ConfigError("a name or None for 'engine'", described(engine), "leave it out")

@@ -45,7 +45,7 @@ def to_path(name: str, value: object) -> Path:
 
 
 def to_optional_path(name: str, value: object) -> Path | None:
-    """Does the same as `to_path`, but returns None for None."""
+    """Returns the value of the argument `name` as a `Path`, and None for None; see `to_path`."""
     return None if value is None else to_path(name, value)
 
 
@@ -56,7 +56,7 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def require_threads(value: object) -> None:
-    """Checks a number of threads: at least 0, and at most 4 for each core, because with more the system may hang."""
+    """Checks that a number of threads is at least 0 and at most 4 for each core; with more, the system may hang."""
     require_whole("threads", value, at_least=0)
     most = _THREADS_ON_A_CORE * (os.cpu_count() or 1)
     if int(value) > most:  # type: ignore[call-overload]

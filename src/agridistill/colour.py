@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, features
 logger = logging.getLogger(__name__)
 
 # Numbers of TIFF tags, and values of these tags.
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _MAX_SAMPLE, _EXTRA_SAMPLES = 258, 259, 262, 284, 281, 338
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES = 258, 259, 262, 284, 338
 _UNCOMPRESSED, _WHITE_IS_ZERO, _SEPARATE, _ASSOCIATED = 1, 0, 2, 1
 # If all values of a 16-bit photo are lower, it comes from a camera with 10, 12 or 14 bits, or is nearly black.
 _FEWER_BITS = 1 << 14
@@ -52,11 +52,10 @@ class PixelFormatError(ValueError):
 
 
 class StoredForm(NamedTuple):
-    """How a file stores its pixels, beyond Pillow's mode."""
+    """Properties of the pixels in a file that Pillow's mode does not contain."""
 
     bits: int = 8  # bits of one value in the file; Pillow converts them to 8
     tiff: bool = False  # only TIFF sets the fields below; the fourth band of a TIFF may hold anything
-    declared_max: int = 0  # the largest value that the file declares; 0 if it declares none
     white_is_zero: bool = False
     associated: bool = False  # the colours are multiplied by the alpha
 
@@ -84,7 +83,6 @@ def stored_form(image: Image.Image) -> StoredForm:
     return StoredForm(
         bits,
         tiff=True,
-        declared_max=number(_MAX_SAMPLE, 0),
         white_is_zero=number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO,
         associated=_ASSOCIATED in np.atleast_1d(tags.get(_EXTRA_SAMPLES, ())),
     )
@@ -142,14 +140,9 @@ def _from_16_bits(image: Image.Image, stored: StoredForm) -> Image.Image:
     Pillow's own conversion would clip all values at 255.
     """
     values = np.asarray(image)
-    bits = stored.bits
-    if bits == 16 and (highest := int(values.max())) < _FEWER_BITS:
-        # The declared largest value gives the number of bits only if it is 2^n - 1; some files declare the brightest
-        # value of the photo instead.
-        bits = (stored.declared_max + 1).bit_length() - 1
-        if stored.declared_max + 1 != 1 << bits or stored.declared_max < max(highest, 255):
-            raise _too_few_bits()
-    levels = np.rint(np.linspace(0, 255, 1 << bits)).astype(np.uint8)
+    if stored.bits == 16 and values.max() < _FEWER_BITS:
+        raise _too_few_bits()
+    levels = np.rint(np.linspace(0, 255, 1 << stored.bits)).astype(np.uint8)
     if stored.white_is_zero:
         levels = levels[::-1].copy()
     transparent = image.info.get("transparency")

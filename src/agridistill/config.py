@@ -55,10 +55,11 @@ def read_recipe(recipe: Path | str) -> Recipe:
     Raises:
         ConfigError: the recipe does not exist, is not TOML, or has an unknown section or key.
     """
-    path = _recipe_path(Path(recipe))
-    alike = nearest(path.stem, shipped_recipes())
+    path = Path(recipe)
+    if not path.exists() or path.is_dir():
+        path = shipped_recipes().get(str(recipe), path)
     absent = f"check the path; shipped recipes: {', '.join(shipped_recipes())}"
-    document = read_toml(path, "a recipe", absent=absent + (f"; {alike}" if alike.startswith("did you mean") else ""))
+    document = read_toml(path, "a recipe", absent=absent)
     _check_document(document, f"in '{path}'")
     return document
 
@@ -136,13 +137,6 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
-def _recipe_path(named: Path) -> Path:
-    """Returns the recipe file for a path or a shipped name; a folder with the same name is ignored."""
-    if named.exists() and not named.is_dir():
-        return named
-    return shipped_recipes().get(str(named), named)
-
-
 def serves(recipe: Recipe, command: str) -> bool:
     """Returns whether a recipe has a section for the command, or only sections that all commands use."""
     own = set(_SECTIONS_OF[command]) - SHARED_SECTIONS
@@ -212,7 +206,7 @@ def complete_recipe(
     layout: Layout | None = None,
     resume: bool = False,
 ) -> tuple[Recipe, str]:
-    """Adds the settings that the user left open: on a resume those of the run, else a choice for photos and hardware.
+    """Adds settings that the user did not give: on a resume those of the run, else a choice for photos and hardware.
 
     Args:
         command: the command that the recipe is for.

@@ -47,7 +47,7 @@ class AgriDistillError(Exception):
 
 
 class DataError(AgriDistillError):
-    """A folder, its labels or its splits cannot be used."""
+    """A data folder, its labels or its splits cannot be used."""
 
 
 class PhotoError(DataError):
@@ -55,7 +55,7 @@ class PhotoError(DataError):
 
 
 class FetchError(DataError):
-    """A download or an archive cannot be trusted or reached."""
+    """A data set cannot be downloaded, or its archive has a wrong checksum or unsafe content."""
 
 
 class ConfigError(AgriDistillError):
@@ -71,19 +71,19 @@ class RunError(AgriDistillError):
 
 
 class PeerError(RunError):
-    """Another process of this run failed and reports the error; this process ends without a message."""
+    """Another process of a distributed run failed and reports the error; this process ends without a message."""
 
 
 class OutboxError(AgriDistillError):
-    """Messages in the outbox cannot be stored or read."""
+    """The device agent cannot store or read messages that wait to be sent (the "outbox")."""
 
 
 class EdgeError(AgriDistillError):
-    """A source, a rule, an update or the agent's state cannot be used."""
+    """The device agent cannot use a photo source, an alert rule, a model update or its stored state."""
 
 
 class MissingExtraError(AgriDistillError):
-    """An optional part of AgriDistill is not installed."""
+    """A library that an optional part of AgriDistill needs is not installed."""
 
 
 @contextmanager

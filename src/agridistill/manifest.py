@@ -20,7 +20,6 @@ ResizeRule = Literal["crop", "stretch"]
 Precision = Literal["fp32", "int8"]
 # Far larger than any real manifest: a larger file was not written by an export and would only fill the memory.
 _MAX_MANIFEST_BYTES = 4_000_000
-_LONGEST = 60
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,8 +58,8 @@ class ModelManifest:
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
         precision: number format of the weights in the file: "fp32" or "int8".
         measured: figures of an exported file on the validation split: accuracy, agreement with its network, size, MACs.
-        familiarity: figures that describe the training photos, so that `runtime.verdict` can report a photo that is
-            unlike them; empty if unknown.
+        familiarity: numbers that describe the training photos, to detect photos unlike them (see
+            `runtime.verdict.Familiarity`); empty if unknown.
         format_version: version of the manifest's format.
     """
 
@@ -97,21 +96,19 @@ class ModelManifest:
         """
         # Only a name without folders: a manifest from an unknown source must not point outside its own folder.
         if Path(self.weights_file).name != self.weights_file:
-            raise ModelError("a weights file in the manifest's folder", repr(self.weights_file), "use another model")
+            raise ModelError(
+                "a file name without folders for weights_file", repr(self.weights_file), "do not trust this model"
+            )
         path = folder / self.weights_file
         if not path.is_file():
-            remedy = (
-                "finish the training"
-                if path.suffix == ".safetensors"
-                else "the two files of an exported model must keep their names: rename the missing one back"
-            )
-            raise ModelError(f"the weights {self.weights_file}", f"no such file in '{folder}'", remedy)
+            remedy = "finish the training" if path.suffix == ".safetensors" else "check the path"
+            raise ModelError(f"the weights file {self.weights_file}", f"no such file in '{folder}'", remedy)
         found = sha256_of(path)
         if found != self.weights_sha256:
             raise ModelError(
                 f"weights with sha256 {self.weights_sha256[:12]}…",
                 f"{found[:12]}… in '{path}'",
-                "the file was changed or damaged: restore it or train again",
+                "the file was changed or damaged, or the manifest belongs to another file: restore both",
             )
         return path
 
@@ -159,14 +156,6 @@ def _is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.f
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and _is_number(value, low, high)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
 def _are_three(value: Any, low: float = -sys.float_info.max) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_is_number(each, low) for each in value)
 
@@ -210,12 +199,10 @@ def _require_fields(
             raise ModelError("a known manifest field", f"'{section}{key}' in '{path}'", nearest(key, checks))
         expected, holds = checks[key]
         if not holds(value):
-            text = repr(value)
-            got = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-            raise ModelError(f"{section}{key}: {expected}", f"{got} in '{path}'", "restore the file")
+            raise ModelError(f"{section}{key}: {expected}", f"{value!r:.60} in '{path}'", "restore the file")
     for each in fields(kind):
         if each.name not in table and each.default is MISSING and each.default_factory is MISSING:
-            raise ModelError(f"a manifest with {section}{each.name}", f"'{path}' without it", "restore the file")
+            raise ModelError(f"a manifest with '{section}{each.name}'", f"'{path}' without it", "restore the file")
 
 
 def _without_lists(table: Mapping[str, Any]) -> dict[str, Any]:

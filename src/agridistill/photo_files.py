@@ -55,7 +55,7 @@ _MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
 def is_of_machine(name: str) -> bool:
-    """Returns whether a name is that of a file or folder which systems create: hidden, thumbnails, a recycle bin, …
+    """Returns whether a file or folder is hidden, or is one that operating systems and programs create, by its name.
 
     Example:
         >>> [is_of_machine(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
@@ -200,7 +200,7 @@ def subfolders(root: Path) -> list[str]:
 def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
     """Yields (folder, file names) for a folder and all folders below it, in the order of `FolderWalk`.
 
-    The folder is "" or a path such as "sub/folder/". Files that systems create are left out.
+    The folder is "" or a path such as "sub/folder/". Hidden files and those that systems create are left out.
 
     Args:
         root: the folder to start from.
@@ -256,7 +256,7 @@ def passed_over(names: Sequence[str]) -> str:
 
 
 def how_to_read(names: Iterable[str], *, otherwise: str = "") -> str:
-    """Returns the remedy for files that are not read as photos: how to read HEIC if there is any, then `otherwise`.
+    """Returns the remedy for files that are not read as photos: how to read HEIC if some are HEIC, then `otherwise`.
 
     Example:
         >>> how_to_read(["a/notes.txt"], otherwise="name another folder")

@@ -85,7 +85,6 @@ class PhotoCost(NamedTuple):
 def read_photo(
     source: Path | bytes,
     *,
-    max_pixels: int = MAX_PIXELS,
     shorter_side: int | None = None,
     own_colours: bool = False,
 ) -> Image.Image:
@@ -97,7 +96,6 @@ def read_photo(
 
     Args:
         source: a file's path, or the file's bytes.
-        max_pixels: photos with more pixels are refused before they are decoded.
         shorter_side: the length of the shorter side, in pixels, that the caller needs. To save time, a larger JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than this; other photos of more than 4 million
             pixels are scaled down, but not below twice this. None decodes at full size.
@@ -113,11 +111,11 @@ def read_photo(
             pixel values of an unknown range.
     """
     name = _name(source)
-    with _photo_errors(name, max_pixels):
+    with _photo_errors(name):
         size = _file_size(source)
         with _opened(source) as image:
-            _require_size(image, name, max_pixels)
-            _refuse_bomb(image, name, source, size, max_pixels)
+            _require_size(image, name)
+            _refuse_bomb(image, name, source, size)
             stored = stored_form(image)
             if shorter_side is not None:
                 image.draft(None, (shorter_side, shorter_side))
@@ -132,28 +130,28 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         PhotoError: the image cannot be decoded or converted, is empty or too large.
     """
     name = f"a Pillow image of mode {image.mode}"
-    with _photo_errors(name, MAX_PIXELS):
+    with _photo_errors(name):
         if not (image.width and image.height):
             raise ValueError("without pixels")
-        _require_size(image, name, MAX_PIXELS)
+        _require_size(image, name)
         stored = stored_form(image)
         return _to_rgb(ImageOps.exif_transpose(image), stored)
 
 
 def photo_size(source: Path | bytes) -> tuple[int, int]:
-    """Returns the width and height of a photo as stored, before it is turned upright; errors as in `photo_cost`."""
+    """Returns (width, height) of a photo in pixels, before it is turned upright; errors as in `photo_cost`."""
     width, height, _ = photo_cost(source)
     return width, height
 
 
 def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> PhotoCost:
-    """Estimates the memory that `read_photo` with this `shorter_side` will need; reads only the file's header.
+    """Estimates, without decoding the photo, the memory that `read_photo` with this `shorter_side` will need.
 
     Raises:
         UnreachablePhotoError: the file cannot be opened now (permissions, disk, network, memory).
         PhotoError: the file is not an image.
     """
-    with _photo_errors(_name(source), MAX_PIXELS):
+    with _photo_errors(_name(source)):
         _file_size(source)
         with _opened(source) as image:
             width, height = image.size
@@ -167,7 +165,7 @@ def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> Phot
 
 
 def enough_pixels(preprocessing: Preprocessing) -> int:
-    """Returns the `shorter_side` for `read_photo` that leaves `to_pixels` enough pixels for an equally sharp result."""
+    """Returns the `shorter_side` for `read_photo` (twice the input size) that keeps the result of `to_pixels` sharp."""
     return _SPARE * preprocessing.image_size
 
 
@@ -226,13 +224,13 @@ def _name(source: Path | bytes) -> str:
 
 
 @contextlib.contextmanager
-def _photo_errors(name: str, max_pixels: int) -> Iterator[None]:
+def _photo_errors(name: str) -> Iterator[None]:
     try:
         yield
     except PhotoError:
         raise
     except Image.DecompressionBombError:
-        raise _too_many_pixels(f"{name} with more", max_pixels) from None
+        raise _too_many_pixels(f"{name} with more pixels") from None
     except FileNotFoundError:
         raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
     except UnidentifiedImageError:
@@ -278,24 +276,24 @@ def _file_size(source: Path | bytes) -> int:
     return size
 
 
-def _require_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    got = f"{name} with {image.width} x {image.height}"
-    if image.width * image.height > max_pixels:
-        raise _too_many_pixels(got, max_pixels)
+def _require_size(image: Image.Image, name: str) -> None:
+    got = f"{name} with {image.width} x {image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_many_pixels(got)
     if max(image.size) > MAX_SIDE:
         raise PhotoError(f"a photo of at most {MAX_SIDE:,} pixels a side", got, "scale it down")
 
 
-def _too_many_pixels(got: str, max_pixels: int) -> PhotoError:
-    return PhotoError(f"a photo of at most {max_pixels:,} pixels", got, "scale it down")
+def _too_many_pixels(got: str) -> PhotoError:
+    return PhotoError(f"a photo of at most {MAX_PIXELS:,} pixels", got, "scale it down")
 
 
-def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int, max_pixels: int) -> None:
-    pixels, got = image.width * image.height, f"{name} with {image.width} x {image.height}"
+def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int) -> None:
+    pixels, got = image.width * image.height, f"{name} with {image.width} x {image.height} pixels"
     if image.format == "HEIF" and (hidden := heic_pixels(source)) > pixels:
         pixels, got = hidden, f"{name} with {hidden:,} pixels"
-        if pixels > max_pixels:
-            raise _too_many_pixels(got, max_pixels)
+        if pixels > MAX_PIXELS:
+            raise _too_many_pixels(got)
     if pixels > LARGE_PIXELS and pixels > size * _MAX_PIXELS_A_BYTE:
         raise _bomb(f"{got} in {size:,} bytes")
     if image.info.get("progressive") and pixels * size > _MAX_DRAWN_PIXELS:

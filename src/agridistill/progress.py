@@ -86,7 +86,7 @@ class Display(Protocol):
         ...
 
     def show(self, label: str) -> None:
-        """Draws the display again; it shows the label unless a pass of known length is running."""
+        """Draws the display again: the running progress bar, or the label if there is none."""
         ...
 
 
@@ -95,7 +95,7 @@ _displays: list[Display] = []
 
 @contextmanager
 def registered_display(display: Display) -> Iterator[None]:
-    """Registers a display, so that `hidden_displays` can hide it, until the block ends."""
+    """Registers a display while the block runs, so that `hidden_displays` can hide it."""
     _displays.append(display)
     try:
         yield
@@ -108,7 +108,7 @@ def hidden_displays(then: str) -> Iterator[None]:
     """Hides the registered displays while the block draws another one, because the two would overwrite each other.
 
     Args:
-        then: label of the displays after the block; it names the work that follows.
+        then: label that the displays show after the block: the name of the work that follows.
     """
     hidden = list(_displays)
     for display in hidden:

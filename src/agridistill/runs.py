@@ -165,7 +165,8 @@ def compare(
 ) -> dict[str, Any]:
     """Trains each candidate of a recipe with each seed and budget, under one teacher, and compares their test results.
 
-    Finished runs in `out` are kept: after an interruption, or if the recipe has grown, the same call continues.
+    Finished runs in `out` are not trained again: after an interruption, or with candidates added to the recipe, the
+    same call continues.
     `data`, `label_file`, `label_columns` and `nested` have the meaning that they have in `train`.
 
     Args:

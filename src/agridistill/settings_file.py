@@ -82,8 +82,6 @@ def require_known_keys(
     table: Any,
     where: str,
     section: str = "",
-    *,
-    error_type: type[AgriDistillError] = ConfigError,
 ) -> None:
     """Checks that all keys of a table, and of tables and lists of tables in it, are known.
 
@@ -92,16 +90,15 @@ def require_known_keys(
         table: the table as read from the file. Only names are checked here; `build_settings` checks types.
         where: where the table comes from, for errors ("in 'watch.toml'").
         section: dotted name of the table; "" at the top of the file.
-        error_type: class of the errors.
 
     Raises:
-        AgriDistillError: an error of type `error_type`: a key is unknown.
+        ConfigError: a key is unknown.
     """
     if not isinstance(table, dict):
         return
     hints = get_type_hints(kind)
     for key, value in table.items():
-        require_known_key(kind, key, where, section, error_type=error_type)
+        require_known_key(kind, key, where, section)
         inner = _dataclass_in(hints[key])
         if inner is None:
             continue
@@ -110,17 +107,15 @@ def require_known_keys(
         found = {f"{name}.{each}": row for each, row in value.items()} if named_tables else {name: value}
         for below, rows in found.items():
             for row in rows if isinstance(rows, list | tuple) else (rows,):
-                require_known_keys(inner, row, where, below, error_type=error_type)
+                require_known_keys(inner, row, where, below)
 
 
-def require_known_key(
-    kind: type[Any], key: str, where: str, section: str = "", *, error_type: type[AgriDistillError] = ConfigError
-) -> None:
-    """Checks that one key of a table is known; arguments and errors are those of `require_known_keys`."""
+def require_known_key(kind: type[Any], key: str, where: str, section: str = "") -> None:
+    """Checks that `kind` has a field with the name `key`; the other arguments are those of `require_known_keys`."""
     known = setting_names(kind)
     if key not in known:
         expected = f"a known key of [{section}]" if section else "a known key"
-        raise error_type(expected, f"'{key}' {where}".strip(), nearest(key, known))
+        raise ConfigError(expected, f"'{key}' {where}".strip(), nearest(key, known))
 
 
 def build_settings(
@@ -131,7 +126,6 @@ def build_settings(
     *,
     remedy: str = "correct it",
     secret: Collection[str] = (),
-    error_type: type[AgriDistillError] = ConfigError,
 ) -> Settings:
     """Builds typed settings from one table, after checking its keys, types and ranges.
 
@@ -140,23 +134,22 @@ def build_settings(
     Args:
         kind: dataclass of the settings.
         table: plain values, as read from TOML or JSON.
-        where: where the table comes from, for errors ("in 'watch.toml'"); "" if the reader of the error knows it.
+        where: where the table comes from, for errors ("in 'watch.toml'"); "" adds nothing to the error.
         section: dotted name of the table; "" at the top of the file.
         remedy: what the user can do about a wrong value, for errors.
         secret: keys whose values may contain a password; errors never show these values.
-        error_type: class of the errors.
 
     Raises:
-        AgriDistillError: an error of type `error_type`: an unknown key, or a value of a wrong type or range.
+        ConfigError: an unknown key, or a value of a wrong type or range.
     """
-    require_known_keys(kind, table, where, section, error_type=error_type)
+    require_known_keys(kind, table, where, section)
     for key, value in table.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             name = f"{section}.{key}".removeprefix(".")
             expected = f"{name}: text, a finite number, true, false or a list of these"
-            raise error_type(expected, f"{value} {where}".strip(), remedy) from None
+            raise ConfigError(expected, f"{value} {where}".strip(), remedy) from None
     adapter = TypeAdapter(kind)
     try:
         # In strict JSON mode pydantic accepts a list for a tuple, a text for a path and a whole number for a float, and
@@ -176,7 +169,7 @@ def build_settings(
             expected = f"{key} {_range(kind, place)}"
         else:
             expected = f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise error_type(expected, f"{got} {where}".strip(), remedy) from None
+        raise ConfigError(expected, f"{got} {where}".strip(), remedy) from None
 
 
 def _range(kind: type[Any], place: tuple[int | str, ...]) -> str:

@@ -29,8 +29,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: the final path; its folder is created if it does not exist.
-        durable: waits until the data is on the disk. False is enough for files with a checksum, which detects what a
-            power cut has left incomplete.
+        durable: waits until the data is on the disk. False is faster, but a power cut may leave an incomplete file;
+            use it for files whose checksum is verified when they are read.
 
     Example:
         >>> import tempfile
@@ -79,7 +79,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Writes a folder's list of names to the disk, so that renames survive a power cut; ignores errors."""
+    """Writes a folder's directory entries to the disk, so that renames survive a power cut; ignores errors."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -115,7 +115,7 @@ def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the block runs; the system releases it when the process ends, even if it is killed.
 
     Args:
-        lock: the lock file, created if it does not exist. On a file system without locks there is no protection.
+        lock: the lock file, created if it does not exist. On a file system without locks, nothing is locked.
         what: what the lock protects, for the error ("teacher cache").
         wait: waits until another process or thread releases the lock, instead of raising the error.
 
@@ -154,8 +154,8 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
         folder: whether the result is a folder and not a file.
 
     Raises:
-        RunError: a folder is at the path of a file or a file at that of a folder, a parent is a file, or a permission
-            is missing.
+        RunError: the path exists but is of the other kind (file or folder), a parent is a file, or a permission is
+            missing.
     """
     if path.exists() and path.is_dir() is not folder:
         kinds = ("a folder", "the file") if folder else ("a file", "the folder")
@@ -187,7 +187,7 @@ def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str
     if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
         raise RunError(
             f"a new file or an earlier result for {option}",
-            f"'{path}', which holds something else",
+            f"'{path}', which is another file",
             f"choose another {option}",
         )
 
@@ -213,7 +213,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON file, complete or not at all; NaN and infinity, which JSON cannot hold, are a `ValueError`."""
+    """Writes a JSON file, complete or not at all; raises a ValueError for NaN and infinity, which JSON cannot hold."""
     write_text(path, json_text(document))
 
 
@@ -224,9 +224,5 @@ def json_text(document: Any) -> str:
         ValueError: the document contains NaN or infinity, which JSON cannot hold.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # Python represents file names that are not UTF-8 by lone surrogates, which must be escaped in JSON.
-        text = json.dumps(document, indent=2, allow_nan=False)
-    return text + "\n"
+    # Python represents file names that are not UTF-8 by lone surrogates; this writes them as the JSON escapes \\udcXX.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"

@@ -173,7 +173,7 @@ def test_the_default_engine_is_the_fastest_that_is_there(
 @pytest.mark.parametrize(
     ("named", "engines", "message"),
     [
-        ("colour.onnx", ["openvin"], "expected the name of an engine; got 'openvin'; did you mean 'openvino'?"),
+        ("colour.onnx", ["openvin"], "expected the name of a known engine; got 'openvin'; did you mean 'openvino'?"),
         (
             "colour.onnx",
             ["litert"],

@@ -18,7 +18,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def too_late(*words: Any, **options: Any) -> None:
         raise AssertionError("work has begun")
 
-    for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.drawn_leaves.draw_leaf"):
+    for name in ("data.inspection.inspect_photo", "runtime.predictor.read_photo", "data.drawn_leaves.draw_leaf"):
         monkeypatch.setattr(f"agridistill.{name}", too_late)
     monkeypatch.setattr("agridistill.data.fetch.download", too_late)
     monkeypatch.chdir(tmp_path)
@@ -105,8 +105,8 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     [
         (["evaluate", "{model}", "{data}", "--evidence", "file"], "expected a folder for --evidence; got the file"),
         (["evaluate", "{model}", "{data}", "--out", "{model}"], "a new file or an earlier result for --out; got '"),
-        (["benchmark", "{model}", "--out", "file"], "got 'file', which holds something else; choose another --out"),
-        (["benchmark", "{model}", "--csv", "file"], "got 'file', which holds something else; choose another --csv"),
+        (["benchmark", "{model}", "--out", "file"], "got 'file', which is another file; choose another --out"),
+        (["benchmark", "{model}", "--csv", "file"], "got 'file', which is another file; choose another --csv"),
         (["benchmark", "{model}", "--out", "a", "--csv", "./a"], "expected two files for --out and --csv; got 'a' for"),
         (["benchmark", "{model}", "--csv", "folder"], "expected a file for --csv; got the folder 'folder'"),
         (

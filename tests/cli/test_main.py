@@ -554,12 +554,3 @@ def test_models_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> N
         == json.loads(Path(model["file"]).with_name("evaluation-int8.json").read_text())["accuracy"]
     )
     assert model["size_bytes"] == Path(model["file"]).stat().st_size
-
-
-def test_a_shipped_model_that_is_missing_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("agridistill.runtime.backends._FOLDERS", (tmp_path,))
-    code, out, err = run(capsys, "models")
-    assert (code, out) == (2, "")
-    assert "the shipped model 'tomato' is missing from this installation: reinstall agridistill" in one_line(err)

@@ -27,7 +27,7 @@ from tests.cli.running import Capture, run
             ("predict", "RUN", "nowhere.jpg"),
             "error: expected photos or folders of photos; got 'nowhere.jpg', which does not exist;",
         ),
-        (("predict", "RUN", "EMPTY"), "which holds none; name another folder or the files"),
+        (("predict", "RUN", "EMPTY"), "without photos; pass another folder, or the photo files"),
         (("predict", "nowhere", "DATA"), "got 'nowhere', which does not exist; check the path"),
         (("predict", "RUN", "DATA", "--top", "0"), "error: "),
         (

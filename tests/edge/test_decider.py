@@ -59,7 +59,7 @@ def test_an_answer_says_what_where_and_by_which_model() -> None:
 def test_below_the_models_threshold_it_is_unsure() -> None:
     said = decider()[0].decide(frame(100, 110))
     assert (said.verdict, said.label) == ("unsure", "green")
-    assert said.reason == "probability 0.62, answers need 0.80"
+    assert said.reason == "probability 0.62, threshold 0.80"
 
 
 def test_a_photo_unlike_the_training_photos_is_unfamiliar_however_sure_the_model() -> None:

@@ -15,8 +15,7 @@ from typing import TextIO
 import onnxruntime  # noqa: F401 - what takes the time
 
 import agridistill.edge.building
-import agridistill.runtime.backends
-import agridistill.runtime.backends.onnx  # noqa: F401
+import agridistill.runtime.backends  # noqa: F401
 from agridistill.cli.main import main
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.colour_backend import colour_backend, colour_photo
 from agridistill.api import load
 from agridistill.errors import ConfigError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.explanation import occlusion_map, seen_part
+from agridistill.runtime.explanation import Explanation, occlusion_map, seen_part
 from agridistill.runtime.predictor import Predictor
 
 
@@ -147,20 +148,23 @@ def test_what_the_model_does_not_see_is_dark() -> None:
     assert row[16 + 440 + 16 + 10].max() < 90
 
 
-def test_a_long_title_and_one_of_another_script_fit(tmp_path: Path) -> None:
+def test_a_long_class_name_and_one_of_another_script_fit(tmp_path: Path) -> None:
+    def named(label: str) -> Explanation:
+        return replace(found, prediction=replace(found.prediction, problem="", top=((label, 0.9),)))
+
     found = spotting().explain(spotted())
-    long = found.picture(title="a very long name of a disease that needs a second line " * 4)
+    long = named("a very long name of a disease that needs a second line " * 4).picture()
     assert long.width == found.picture().width
     assert long.height > found.picture().height
-    found.save(tmp_path / "a.jpg", title="बीमारी 病気 \U0001f345")
+    named("बीमारी 病気 \U0001f345").save(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         (3, r"expected a path as str or Path for 'path'; got 3 \(int\)"),
-        ("out.gif", r"expected a picture file \(.png, .jpg, .jpeg, .webp\); got 'out.gif'; correct the name"),
-        ("out", "got 'out'; correct the name"),
+        ("out.gif", "expected a file name that ends in .png, .jpg, .jpeg, .webp; got 'out.gif'; change the suffix"),
+        ("out", "got 'out'; change the suffix"),
     ],
 )
 def test_a_wrong_path_of_a_picture_is_one_line(path: Any, message: str) -> None:
@@ -172,7 +176,7 @@ def test_the_photo_is_never_overwritten(tmp_path: Path) -> None:
     photo = colour_photo(tmp_path / "leaf.png", "red")
     before = photo.read_bytes()
     found = Predictor(colour_backend()).explain(photo)
-    with pytest.raises(ConfigError, match=r"expected a file other than the photo; got '.*leaf.png'; choose another"):
+    with pytest.raises(ConfigError, match=r"expected a file other than the photo itself; got '.*leaf.png'; choose"):
         found.save(tmp_path / "x" / ".." / "leaf.png")
     assert photo.read_bytes() == before
 

@@ -14,8 +14,7 @@ from tests.colour_backend import colour_backend, colour_photo
 
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.predictor import PhotoResult, Predictor
-from agridistill.runtime.reading import expand, read_source
+from agridistill.runtime.predictor import PhotoResult, Predictor, expand, read_source
 from agridistill.runtime.verdict import figures, fit_familiarity
 
 
@@ -304,9 +303,7 @@ def test_a_path_that_gives_no_photos_is_named(tmp_path: Path) -> None:
         DataError, match=r"expected photos or folders of photos; got '.*gone', which does not exist; check"
     ):
         expand([tmp_path / "gone"])
-    with pytest.raises(
-        DataError, match=r"expected a folder with photos; got '.*', which holds none; name another folder"
-    ):
+    with pytest.raises(DataError, match=r"expected a folder with photos; got '.*' without photos; pass another folder"):
         expand([tmp_path])
 
 
@@ -315,5 +312,5 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match=r"expected a readable folder; got '.+' \(Permission denied\); change its perm"):
+    with pytest.raises(DataError, match=r"expected a folder that can be read; got '.+' \(Permission denied\); change"):
         expand([tmp_path])

@@ -143,12 +143,12 @@ def test_a_manifest_keeps_it(known: Familiarity) -> None:
     ],
 )
 def test_a_damaged_manifest_is_refused(known: Familiarity, changes: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match="familiar photos in the manifest"):
+    with pytest.raises(ModelError, match="in the manifest's familiarity"):
         Familiarity.from_json(known.to_json() | changes)
 
 
 def test_too_few_photos_and_too_small_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 training photos and 1 held-out photo, got"):
         fit_familiarity([np.zeros(FIGURES)], [])
-    with pytest.raises(ModelError, match="photos of at least 3 px"):
+    with pytest.raises(ModelError, match="an image_size of at least 3 px"):
         figures(np.zeros((2, 2, 3), np.uint8))

@@ -42,8 +42,9 @@ from agridistill.benchmark.worker import Target, Worker, start_worker, worker_co
 from agridistill.errors import ConfigError, ModelError
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import ENGINES, TORCH, engines_for, model_path, package_of
-from agridistill.runtime.reading import expand
+from agridistill.runtime.backends import TORCH, engines_for, model_path, package_of
+from agridistill.runtime.engines import ENGINES
+from agridistill.runtime.predictor import expand
 from agridistill.settings_file import build_settings
 
 SplitChoice = Literal["train", "val", "test", "all"]

@@ -28,8 +28,9 @@ from agridistill.api import load, model_cost
 from agridistill.benchmark.result import EnergyCounter, peak_memory_bytes
 from agridistill.errors import AgriDistillError, ModelError
 from agridistill.preprocess import Pixels
-from agridistill.runtime.backends import TORCH, checked_logits
-from agridistill.runtime.reading import read_pixels
+from agridistill.runtime.backends import TORCH
+from agridistill.runtime.engines import checked_logits
+from agridistill.runtime.predictor import read_pixels
 
 logger = logging.getLogger(__name__)
 

@@ -240,7 +240,7 @@ def predict(
         missing = []
     with output.progress_bar("loading the model") as progress:
         from agridistill.api import load
-        from agridistill.runtime.reading import expand
+        from agridistill.runtime.predictor import expand
 
         photos = expand(image for image in images if image not in missing)
         begin(progress, "loading the model")
@@ -292,7 +292,7 @@ def _with_pictures(
         while (file := folder / f"{photo.stem}-explained{f'-{number}' if number > 1 else ''}.png").resolve() in taken:
             number += 1
         taken.add(file.resolve())
-        predictor.explain(photo).save(file, title=printable(result.prediction.words))
+        predictor.explain(photo).save(file)
         stderr.print(f"{printable(result.name)}: where the model looked: {printable(str(file))}")
 
 

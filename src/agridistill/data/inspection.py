@@ -269,7 +269,7 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
 
 def _decoded_record(path: Path, digest: str) -> PhotoRecord:
     # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
-    image = read_photo(path, max_pixels=MAX_PIXELS, own_colours=True)
+    image = read_photo(path, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
     return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)

@@ -26,7 +26,7 @@ from agridistill.manifest import Preprocessing
 from agridistill.models import normalise_batch
 from agridistill.preprocess import Pixels, softmax
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.reading import read_batches
+from agridistill.runtime.predictor import read_batches
 from agridistill.runtime.verdict import Familiarity, figures, fit_familiarity
 
 WANTED_ANSWERS = 0.95

@@ -32,8 +32,8 @@ from agridistill.manifest import ModelManifest
 from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import Backend, checked_logits
-from agridistill.runtime.reading import read_batches
+from agridistill.runtime.engines import Backend, checked_logits
+from agridistill.runtime.predictor import read_batches
 from agridistill.storage import write_json
 
 PREDICTIONS_FORMAT = 1

@@ -24,8 +24,8 @@ from agridistill.evaluation.robustness import robustness
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.preprocess import read_photo, softmax
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import Backend
-from agridistill.runtime.reading import read_pixels
+from agridistill.runtime.engines import Backend
+from agridistill.runtime.predictor import read_pixels
 from agridistill.storage import write_json
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
 from agridistill.evaluation.metrics import Interval, accuracy_interval
 from agridistill.preprocess import read_photo
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import Backend, checked_logits
-from agridistill.runtime.reading import PhotoSource, read_batches
+from agridistill.runtime.engines import Backend, checked_logits
+from agridistill.runtime.predictor import PhotoSource, read_batches
 
 _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
 _DARK = 60.0  # levels, the sum of three channels

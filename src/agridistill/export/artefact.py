@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +32,15 @@ from agridistill.evaluation.calibration import (
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
-from agridistill.export.micro import c_sources, micro_needs, require_micro_target
+from agridistill.export.litert import c_sources, micro_needs, require_micro_target
 from agridistill.export.parity import GATES, Parity, compare
-from agridistill.manifest import ModelManifest
+from agridistill.manifest import ModelManifest, Precision
 from agridistill.models import TorchBackend, complexity, load_network
 from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
-from agridistill.runtime.backends.litert import LiteRtBackend
+from agridistill.runtime.engines import LiteRtBackend
 from agridistill.storage import replacing, require_writable, write_text
-
-Precision = Literal["fp32", "int8"]
 
 # For each format: the modules of its converter and of the engine that measures the file, the extra that installs
 # them, and the converter's name for errors.
@@ -103,15 +101,22 @@ def export(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> ExportResult:
-    """Exports a run; see `agridistill.export` for the arguments.
+    """Converts the network of a finished run to the file `out` (`.onnx` or `.tflite`) and writes its manifest.
 
-    Here, `layout` says where the labels are found; None uses the layout that the run was trained with. A file for
-    microcontrollers is measured with LiteRT's reference kernels, which give bit-identical results.
+    The network and the file classify the run's validation photos. If their results differ by more than `GATES` allow,
+    nothing is written, unless `force` is set. `layout` describes where the labels of `data` are found; None takes the
+    layout of the run. The other arguments are those of the public `agridistill.export`. A file for microcontrollers
+    (`micro`) is measured with LiteRT's reference kernels, whose results are bit-identical to those of the device.
+
+    Raises:
+        ModelError: the target, the run or its network cannot be used, or the file differs too much.
+        DataError: the validation photos cannot be found or read.
+        MissingExtraError: the converter is not installed.
     """
     _require_target(out, precision, micro=micro, batch=batch)
     network, manifest = load_network(run)
     if manifest.precision == "int8" and precision != "int8":
-        raise ModelError("an fp32 run for an fp32 export", f"'{run}', trained for int8", "pass --precision int8")
+        raise ModelError("a run that was trained in fp32", f"'{run}', trained for int8", "pass --precision int8")
     if data is None or layout is None:
         own_data, own_layout = photos_of(run)
         data, layout = data or own_data, layout or own_layout
@@ -148,7 +153,7 @@ def export(
         if failures and not force:
             otherwise = "export fp32, or " if precision == "int8" else ""
             raise ModelError(
-                f"an {precision} export that answers like the run's network",
+                f"an {precision} export that predicts like the run's network",
                 "; ".join(failures),
                 f"nothing was written: {otherwise}pass --force to write it anyway",
             )
@@ -175,13 +180,13 @@ def export(
 def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None) -> None:
     """Checks the arguments of an export, and that its converter is installed (without the slow import of it)."""
     if out.suffix not in _CONVERTERS:
-        raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
+        raise ModelError("a file name that ends in .onnx or .tflite", f"'{out}'", "correct --out")
     require_writable(out)
     _require_own_manifest(out)
     if micro:
         require_micro_target(out, precision)
     if batch is not None and (batch != 1 or out.suffix != ".onnx"):
-        raise ModelError("a batch of 1 for an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
+        raise ModelError("a batch size of 1 and an .onnx file", f"{batch} for '{out.name}'", "leave out --batch")
     modules, extra, what = _CONVERTERS[out.suffix]
     missing = next((name for name in modules if find_spec(name) is None), None)
     if missing is not None:
@@ -194,15 +199,13 @@ def _require_own_manifest(out: Path) -> None:
     manifest = manifest_path(out)
     if not manifest.exists():
         return
-    remedy = "choose another name or folder"
     try:
         described = json.loads(manifest.read_text(encoding="utf-8"))["weights_file"]
     except (OSError, ValueError, KeyError, TypeError):
-        expected = f"'{manifest.name}' free for the manifest of '{out.name}'"
-        raise ModelError(expected, f"another file at '{manifest}'", remedy) from None
-    if described != out.name and (out.parent / str(described)).exists():
-        got = f"'{manifest.name}', which belongs to '{described}'"
-        raise ModelError(f"a name for '{out.name}' whose manifest is free", got, remedy)
+        described = None
+    if described is None or (described != out.name and (out.parent / str(described)).exists()):
+        got = f"'{manifest}', which {'is another file' if described is None else f'belongs to {described!r}'}"
+        raise ModelError(f"no other file where the manifest of '{out.name}' goes", got, "choose another name or folder")
 
 
 def photos_of(run: Path) -> tuple[Path, Layout]:
@@ -216,7 +219,7 @@ def photos_of(run: Path) -> tuple[Path, Layout]:
         recorded = json.loads(file.read_text(encoding="utf-8"))
         return Path(recorded["data"]), Layout.from_json(recorded["layout"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError("the run's data folder and layout", f"none in '{file}'", "restore the file") from None
+        raise DataError("the run's data folder and label layout", f"none in '{file}'", "restore the file") from None
 
 
 def _as_wanted(
@@ -293,7 +296,7 @@ def _completed(
 
 
 def _warn(result: ExportResult, val: LabelledLogits) -> None:
-    """Logs a warning if there are few validation photos, and one if the wanted accuracy is out of reach."""
+    """Logs a warning if there are few validation photos, and one if no threshold gives the wanted accuracy."""
     if len(val.target) < FEW_PHOTOS:
         interval = accuracy_interval(val.logits.argmax(1) == val.target, val.leaf_ids)
         logger.warning(

@@ -48,12 +48,12 @@ class Deployed(nn.Module):
 
 
 class DeployedInt8(nn.Module):
-    """An int8 network whose first convolution uses a photo's pixels as its levels.
+    """An int8 network that takes uint8 photos: their pixel values are the int8 levels of its first convolution.
 
     Args:
         network: from `models.quantised`, calibrated; it is copied.
-        unsigned: the format has levels from 0 to 255, as pixels have, so no arithmetic is needed before the first
-            convolution; otherwise levels run from -128 to 127.
+        unsigned: True for a format with levels from 0 to 255, as pixels have; False for levels from -128 to 127, to
+            which the pixels are shifted first.
         operators: holds the quantise and dequantise operators to use: those of `models.rounding`, or others with
             the same names and arguments.
     """
@@ -183,7 +183,7 @@ class _Linear(_Weights):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences prints, warnings and logs of converters, native code included: they mean nothing to our users."""
+    """Suppresses all output of converters in its block (also that of native code), because users cannot act on it."""
     unheard = io.StringIO()
     before = logging.root.manager.disable
     with (

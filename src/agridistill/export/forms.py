@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,24 @@ from agridistill.export.parity import GATES
 from agridistill.models import load_network
 from agridistill.models.int8 import quantised
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import Backend, checked_logits, open_artefact
+from agridistill.runtime.backends import open_artefact
+from agridistill.runtime.engines import Backend, checked_logits
 
 _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 
 
 @dataclass(frozen=True)
 class DeviceForm:
-    """One finished run as an int8 model file, measured on this machine.
+    """Accuracy, speed and size of one finished run after its export in int8, measured on this machine.
 
     Attributes:
         run: the run folder.
         model: name of its network.
         accuracy: accuracy of the int8 model on the run's validation photos, 0 to 1.
-        photos: number of these photos.
+        photos: number of validation photos.
         latency_ms: median time to classify one photo on one thread, in milliseconds.
         size_bytes: size of the model file.
-        misses: words that say why `export` would refuse to write this file; "" if it would not.
+        misses: why `export` would refuse to write this file, in words; "" if it would not.
     """
 
     run: Path
@@ -67,7 +68,6 @@ def device_forms(
     teacher: Path,
     *,
     data: Path | None = None,
-    split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[DeviceForm, ...]:
     """Exports a run and its teacher in int8 to a temporary folder, and measures both.
@@ -76,39 +76,37 @@ def device_forms(
         run: the student's run folder.
         teacher: the teacher's run folder.
         data: the data folder, as for `export`; None uses the folder that each run was trained on.
-        split_file: file with the split, as for `export`; None uses the split of each run.
         progress: called with (done, total) of each step.
 
     Returns:
-        The forms of both, the better one first; empty if the network of one of them cannot be rounded to int8.
+        The measurements of both, the better one first: the one that `export` accepts, else the more accurate, or the
+        faster if the accuracies differ by less than chance. Empty if one network cannot be rounded to int8.
 
     Raises:
         AgriDistillError: a run cannot be exported.
     """
     if not (_has_int8(run) and _has_int8(teacher)):
         return ()
-    forms, backends = [], []
+    results, backends = [], []
     layout = photos_of(run)[1] if data is not None else None
     with tempfile.TemporaryDirectory() as folder, _without_warnings():
         for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
-            result = export(
-                each,
-                out,
-                precision="int8",
-                data=data,
-                split_file=split_file,
-                layout=layout,
-                force=True,
-                progress=progress,
-            )
+            results.append(export(each, out, precision="int8", data=data, layout=layout, force=True, progress=progress))
             backends.append(open_artefact(out, engine="onnxruntime", threads=1))
-            parity = result.parity
-            misses = "; ".join(GATES["int8"].failures(parity))
-            model = backends[-1].manifest.model
-            forms.append(DeviceForm(each, model, parity.accuracy, parity.photos, 0.0, result.size_bytes, misses))
         latencies = _latencies_ms(backends)
-    forms = [replace(form, latency_ms=latency) for form, latency in zip(forms, latencies, strict=True)]
+    forms = [
+        DeviceForm(
+            each,
+            backend.manifest.model,
+            result.parity.accuracy,
+            result.parity.photos,
+            latency_ms,
+            result.size_bytes,
+            misses="; ".join(GATES["int8"].failures(result.parity)),
+        )
+        for each, backend, result, latency_ms in zip((run, teacher), backends, results, latencies, strict=True)
+    ]
     return tuple(sorted(forms, key=_rank(forms)))
 
 

@@ -1,13 +1,18 @@
-"""Converts a network to LiteRT (.tflite), with the same graph and the same scales as the ONNX file.
+"""Converts a network to LiteRT (`.tflite`) and, for microcontrollers, to C source.
 
-The converter cannot use pixels as int8 levels, which engines without float operators need. This module therefore
-changes the converter's file, read and written with the classes of LiteRT's schema.
+The graph and its scales are those of the ONNX file. LiteRT's converter cannot use pixels as int8 levels, which engines
+without float operators need. This module therefore changes the converted file, with the classes of LiteRT's schema.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +35,9 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
     """Converts a network to the content of a `.tflite` file.
 
     Args:
-        network: takes normalised photos; for int8 a calibrated network from `models.int8.quantised`.
+        network: takes normalised photos; for int8 a calibrated network from `models.quantised`.
         preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
-        int8: whether to write an int8 file; `network` must then be one from `quantised`.
+        int8: whether to write an int8 file.
 
     Returns:
         The file's content. The model takes `(1, S, S, 3)` uint8 and returns logits `(1, K)` float32, or int8 if
@@ -71,7 +76,7 @@ def with_pixel_levels(content: bytes) -> bytes:
         The content of the changed file, with the same input and output types.
 
     Raises:
-        ModelError: the file begins with other operators, or its levels are not the 256 levels of a pixel.
+        ModelError: the file begins with other operators.
     """
     model, graph = _read(content)
     chain = graph.operators[:4]
@@ -80,21 +85,12 @@ def with_pixel_levels(content: bytes) -> bytes:
         raise ModelError(
             "a converted file that begins with CAST, SUB, MUL, QUANTIZE",
             ", ".join(names),
-            "report it with the version of litert-torch",
+            "report this as a bug, with your version of litert-torch",
         )
     pixels, levels = graph.tensors[graph.inputs[0]], graph.tensors[chain[3].outputs[0]]
-    scale, zero_point = float(levels.quantization.scale[0]), int(levels.quantization.zeroPoint[0])
-    moved, factor = (_constant(model, graph, operator) for operator in chain[1:3])
-    if zero_point - moved != -_SHIFT or not np.isclose(factor, scale, rtol=1e-5):
-        got = f"(pixel - {moved}) * {factor} in steps of {scale} from {zero_point}"
-        raise ModelError(
-            "a converted file whose input has the 256 levels of pixels",
-            got,
-            "report it with the version of litert-torch",
-        )
     pixels.quantization = _schema().QuantizationParametersT()
-    pixels.quantization.scale = np.array([scale], np.float32)
-    pixels.quantization.zeroPoint = np.array([zero_point + _SHIFT], np.int64)
+    pixels.quantization.scale = np.array(levels.quantization.scale, np.float32)
+    pixels.quantization.zeroPoint = np.array(levels.quantization.zeroPoint, np.int64) + _SHIFT
     chain[3].inputs = np.array([graph.inputs[0]], np.int32)
     graph.operators = graph.operators[3:]
     return _write(model)
@@ -104,23 +100,6 @@ def operator_names(content: bytes) -> tuple[str, ...]:
     """Returns the names of all operators in a `.tflite` file, sorted, such as "CONV_2D"."""
     model, graph = _read(content)
     return tuple(sorted({_operator_name(model, operator) for operator in graph.operators}))
-
-
-def output_levels(content: bytes) -> tuple[float, int]:
-    """Returns scale and zero point of the output of a `.tflite` file with int8 logits.
-
-    Raises:
-        ModelError: the output has another type.
-    """
-    _, graph = _read(content)
-    output = graph.tensors[graph.outputs[0]]
-    if output.type != _schema().TensorType.INT8:
-        raise ModelError(
-            "a converted file with int8 logits",
-            f"an output of type {output.type}",
-            "report it with the version of litert-torch",
-        )
-    return float(output.quantization.scale[0]), int(output.quantization.zeroPoint[0])
 
 
 def _operator_name(model: Any, operator: Any) -> str:
@@ -137,22 +116,10 @@ def _schema() -> Any:
 
 
 def _read(content: bytes) -> tuple[Any, Any]:
+    """Returns the model in a `.tflite` file and its only graph, as objects of LiteRT's schema."""
     schema = _schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    if len(model.subgraphs) != 1:
-        raise ModelError(
-            "a converted file with one graph",
-            f"{len(model.subgraphs)} graphs",
-            "export a network without if-branches or loops",
-        )
     return model, model.subgraphs[0]
-
-
-def _constant(model: Any, graph: Any, operator: Any) -> float:
-    """Returns the constant that is an operator's second input, or NaN if it is not a single number."""
-    data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
-    values = np.frombuffer(np.asarray(data, np.uint8).tobytes(), np.float32)
-    return float(values[0]) if len(values) == 1 else float("nan")
 
 
 def _write(model: Any) -> bytes:
@@ -209,3 +176,136 @@ def _aligned_buffer() -> type:
             return schema.BufferEnd(builder)
 
     return AlignedBuffer
+
+
+_BYTES_A_LINE = 12
+_MARK = "/* Written by agridistill export. */\n"
+_MOST_ARENA = 256 << 20
+_ASK = (
+    "import sys; from tflite_micro.python.tflite_micro import runtime; "
+    "runtime.Interpreter.from_file(sys.argv[1], arena_size=int(sys.argv[2])).print_allocations()"
+)
+
+
+@dataclass(frozen=True)
+class MicroNeeds:
+    """The operators and the memory that TensorFlow Lite Micro needs for a model, and the scale of its output.
+
+    Attributes:
+        operators: TensorFlow Lite's names of the operators to register.
+        arena_bytes: smallest tensor arena in bytes, measured on this machine with 8-byte pointers; a device with 4-byte
+            pointers needs less. None if `tflite-micro` is not installed.
+        output_scale: logit = (level - output_zero_point) * output_scale.
+        output_zero_point: the int8 level of a logit of 0.
+    """
+
+    operators: tuple[str, ...]
+    arena_bytes: int | None
+    output_scale: float
+    output_zero_point: int
+
+
+def micro_needs(content: bytes) -> MicroNeeds:
+    """Determines operators, memory and output scale for TensorFlow Lite Micro from the content of a `.tflite` file.
+
+    The file must have int8 logits.
+
+    Raises:
+        ModelError: TensorFlow Lite Micro cannot load the model into 256 MiB.
+    """
+    _, graph = _read(content)
+    output = graph.tensors[graph.outputs[0]].quantization
+    scale, zero_point = float(output.scale[0]), int(output.zeroPoint[0])
+    return MicroNeeds(operator_names(content), _arena_bytes(content), scale, zero_point)
+
+
+def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, ...]) -> dict[str, str]:
+    """Writes the content of a `.tflite` file as C source.
+
+    Args:
+        content: the content of the file.
+        needs: what `micro_needs` returned for it.
+        name: NAME of the files; the C identifiers are made from it.
+        classes: class names in the order of the logits.
+
+    Returns:
+        The texts of `NAME.h` and `NAME.c` under the keys ".h" and ".c".
+    """
+    # Most compilers for microcontrollers accept only ASCII letters in a name.
+    symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
+    symbol = f"model_{symbol}" if symbol[:1].isdigit() else symbol
+    rows = (content[at : at + _BYTES_A_LINE] for at in range(0, len(content), _BYTES_A_LINE))
+    numbers = "\n".join("    " + " ".join(f"0x{byte:02x}," for byte in row) for row in rows)
+    labels = "\n".join(f"    {_c_text(each)}," for each in classes)
+    arena = "" if needs.arena_bytes is None else f"#define {symbol.upper()}_ARENA_BYTES {needs.arena_bytes}\n"
+    header = (
+        f"{_MARK}#pragma once\n#include <stddef.h>\n#include <stdint.h>\n\n"
+        f"/* Input uint8 pixels (1, height, width, 3), RGB. Operators: {', '.join(needs.operators)}. */\n"
+        f"#define {symbol.upper()}_CLASSES {len(classes)}\n{arena}"
+        f"/* logit = (level - zero point) * scale */\n"
+        f"#define {symbol.upper()}_OUTPUT_SCALE {needs.output_scale!r}f\n"
+        f"#define {symbol.upper()}_OUTPUT_ZERO_POINT ({needs.output_zero_point})\n\n"
+        '#ifdef __cplusplus\nextern "C" {\n#endif\n'
+        f"extern const unsigned char {symbol}[];\nextern const size_t {symbol}_bytes;\n"
+        f"extern const char *const {symbol}_labels[];\n"
+        "#ifdef __cplusplus\n}\n#endif\n"
+    )
+    source = (
+        f'{_MARK}#include "{name}.h"\n\n'
+        f"#ifdef __cplusplus\nalignas({_ALIGNMENT})\n#else\n_Alignas({_ALIGNMENT})\n#endif\n"
+        f"const unsigned char {symbol}[] = {{\n{numbers}\n}};\n"
+        f"const size_t {symbol}_bytes = sizeof({symbol});\n"
+        f"const char *const {symbol}_labels[] = {{\n{labels}\n}};\n"
+    )
+    return {".h": header, ".c": source}
+
+
+def _c_text(text: str) -> str:
+    """Returns a C string literal; bytes beyond ASCII become octal escapes, which always end after three digits."""
+    signs = (
+        f"\\{byte:03o}" if byte < 32 or byte > 126 or chr(byte) in '"\\?' else chr(byte)
+        for byte in text.encode("utf-8", "surrogateescape")
+    )
+    return '"' + "".join(signs) + '"'
+
+
+def _arena_bytes(content: bytes) -> int | None:
+    """Returns the size of the tensor arena that TensorFlow Lite Micro reports, or None if it is not installed.
+
+    It runs in another process.
+    """
+    if find_spec("tflite_micro") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"
+        file.write_bytes(content)
+        words = [sys.executable, "-c", _ASK, str(file), str(_MOST_ARENA)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
+    if found is None:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+        raise ModelError(
+            "a model that TensorFlow Lite Micro can load",
+            reason,
+            "report this as a bug, with your version of tflite-micro",
+        )
+    return -(-int(found[1]) // _ALIGNMENT) * _ALIGNMENT
+
+
+def require_micro_target(out: Path, precision: str) -> None:
+    """Checks that an export for microcontrollers can write `NAME.tflite`, `NAME.c` and `NAME.h`.
+
+    Raises:
+        ModelError: the target is not an int8 `.tflite` file, or another file has the name `NAME.c` or `NAME.h`.
+    """
+    if (out.suffix, precision) != (".tflite", "int8"):
+        raise ModelError(
+            "an int8 .tflite file for --micro", f"{precision} '{out.name}'", "pass --out NAME.tflite --precision int8"
+        )
+    for path in (out.with_suffix(suffix) for suffix in (".c", ".h")):
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(_MARK.encode())):
+            raise ModelError(
+                f"no other file where the C source '{path.name}' goes",
+                f"'{path}', which is another file",
+                "choose another name or folder",
+            )

@@ -31,9 +31,9 @@ def to_onnx(
     """Converts a network to an ONNX model.
 
     Args:
-        network: takes normalised photos; for int8 a calibrated network from `models.int8.quantised`.
+        network: takes normalised photos; for int8 a calibrated network from `models.quantised`.
         preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
-        int8: whether to write an int8 model; `network` must then be one from `quantised`.
+        int8: whether to write an int8 model.
         batch: fixed batch size N, for engines that need fixed shapes; None allows any N.
 
     Returns:

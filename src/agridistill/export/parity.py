@@ -47,10 +47,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits that an exported model must keep to be written.
+    """How much an exported model may differ from its network; `export` refuses one that differs more.
 
     Attributes:
-        top1_agreement: least agreement with the network, 0 to 1.
+        top1_agreement: smallest share of photos for which both predict the same class, 0 to 1.
         lost_points: largest loss of accuracy, in percentage points.
     """
 
@@ -61,9 +61,11 @@ class Gate:
         """Returns one phrase for each limit that `parity` breaks; an empty list if it breaks none."""
         failures = []
         if parity.top1_agreement < self.top1_agreement:
-            failures.append(f"top-1 agreement {parity.top1_agreement:.3f}, at least {self.top1_agreement} expected")
+            failures.append(
+                f"a top-1 agreement of {parity.top1_agreement:.3f} (at least {self.top1_agreement} is required)"
+            )
         if parity.lost_points > self.lost_points and _is_no_chance(parity, self.lost_points):
-            failures.append(f"{parity.lost_points:.2f} points of accuracy lost, at most {self.lost_points} expected")
+            failures.append(f"{parity.lost_points:.2f} points less accuracy (at most {self.lost_points} are allowed)")
         return failures
 
 

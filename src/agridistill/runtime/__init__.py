@@ -1,5 +1,5 @@
 """Runs a model without torch: takes photos and returns labels with probabilities.
 
-`predictor` holds `Predictor`; `verdict` the quality gate, familiarity and the words for predictions; `reading` turns
-photos into batches; `explanation` shows where a model looked; `backends` opens models by path or name.
+`predictor` reads photos and predicts them; `verdict` judges how reliable a prediction is; `explanation` shows where a
+model looked; `backends` opens models by path or name; `engines` are the libraries that run exported files.
 """

@@ -17,7 +17,7 @@ from agridistill.errors import ConfigError, ModelError
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import Pixels, softmax
-from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
+from agridistill.runtime.engines import Backend, checked_logits
 from agridistill.runtime.verdict import Prediction
 from agridistill.storage import replacing
 
@@ -34,12 +34,12 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where a model looked on one photo.
+    """Where a model looked on one photo, as `Predictor.explain` returns it.
 
-    `map` is `(H, W)` float32, at least 0, and covers the part of the photo that the model sees. With the method
-    "attention" (run folders) it holds the strength of the features, 1 at the strongest place, one value for each 16 px
-    of the input. With "occlusion" (exported files, and networks without attention maps) it holds, for each of 14 x 14
-    cells, how much covering the cell lowers the probability of the answer, 0 to 1.
+    `map` is `(H, W)` float32 and covers the part of the photo that the model sees (`seen`). The method "attention" (run
+    folders) gives the strength of the network's features at each place, divided by the largest. The method "occlusion"
+    (exported files, and networks without attention maps) gives, for each of 14 x 14 cells, how much the probability of
+    the predicted class drops, 0 to 1, if the cell is covered with grey.
     """
 
     prediction: Prediction
@@ -49,36 +49,35 @@ class Explanation:
     seen: tuple[int, int, int, int]  # left, top, right, bottom of the part that the model sees, in pixels of `photo`
     source: Path | None = None  # path of the photo; None if it came as bytes, an array or a Pillow image
 
-    def save(self, path: Path | str, *, title: str | None = None) -> Path:
-        """Writes a picture with the photo on the left and the photo under the map on the right; returns its path.
+    def save(self, path: Path | str) -> Path:
+        """Writes a picture with the photo on the left and the photo coloured by the map on the right; returns its path.
 
         Args:
             path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but not the photo itself.
-            title: text above the photo; None writes class and probability.
 
         Raises:
-            ConfigError: `path` is not a path, has another suffix, or is the photo's path.
+            ConfigError: `path` is not a `str` or `Path`, has another suffix, or is the photo itself.
         """
         file = to_path("path", path)
         if file.suffix.lower() not in _SUFFIXES:
-            raise ConfigError(f"a picture file ({', '.join(_SUFFIXES)})", f"'{file}'", "correct the name")
+            raise ConfigError(f"a file name that ends in {', '.join(_SUFFIXES)}", f"'{file}'", "change the suffix")
         if self.source is not None and file.resolve() == self.source.resolve():
-            raise ConfigError("a file other than the photo", f"'{file}'", "choose another name")
+            raise ConfigError("a file other than the photo itself", f"'{file}'", "choose another name")
         with replacing(file, durable=False) as temporary:
             kind = Image.registered_extensions()[file.suffix.lower()]
             marked = {"pnginfo": explanation_mark()} if kind == "PNG" else {}
-            self.picture(title=title).save(temporary, kind, **marked)
+            self.picture().save(temporary, kind, **marked)
         return file
 
-    def picture(self, *, title: str | None = None) -> Image.Image:
-        """Returns the picture that `save` writes; `title` is the text above the photo, None for the prediction."""
-        title = title or f"{self.prediction.label} {100 * self.prediction.probability:.0f} %"
+    def picture(self) -> Image.Image:
+        """Returns the picture that `save` writes: the prediction, the photo twice, and what the colours mean."""
         scale = _PANEL_PX / max(self.photo.size)
         width, height = (max(1, round(side * scale)) for side in self.photo.size)
         plain = self.photo.resize((width, height), Image.Resampling.BICUBIC)
         canvas_width = max(2 * width + 3 * _MARGIN, 2 * _PANEL_PX // 3)
         above, below = (
-            _text(text, size, canvas_width - 2 * _MARGIN) for text, size in ((title, 22), (self.caption, 15))
+            _text(text, size, canvas_width - 2 * _MARGIN)
+            for text, size in ((self.prediction.words, 22), (self.caption, 15))
         )
         panels_top = _MARGIN + above.height
         canvas = Image.new("RGB", (canvas_width, panels_top + height + 2 * _MARGIN + below.height), "white")
@@ -100,7 +99,7 @@ class Explanation:
 
     @property
     def caption(self) -> str:
-        """A sentence that explains the colours of the picture."""
+        """The text below the picture: what its colours mean for this photo."""
         outside = "" if self.seen == (0, 0, *self.photo.size) else " The model does not see the dark part."
         peak = 100 * float(self.map.max())
         if self.method == "attention":
@@ -121,12 +120,14 @@ class Explanation:
 def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
     """Returns the network's attention on one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
 
-    Returns None if the model has no attention maps: an exported file, or a network that keeps no height and width.
+    Returns None if the model has no attention maps: an exported file, or a network whose features have no height and
+    width.
     """
-    if not isinstance(backend, AttentiveBackend):
+    attention = getattr(backend, "attention", None)
+    if attention is None:
         return None
     try:
-        found = backend.attention(pixels[None])[0]
+        found = attention(pixels[None])[0]
     except ModelError:
         return None
     peak = float(found.max())
@@ -137,7 +138,8 @@ def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.fl
     """Measures how much the probability of a class drops if a part of the photo is covered with grey.
 
     The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells covers each possible place in turn; the value
-    of a cell is the mean drop over the patches that cover it. If no patch matters, patches of 8 x 8 cells are used.
+    of a cell is the mean drop over the patches that cover it. If all values stay below 0.05, the measurement is
+    repeated with patches of 8 x 8 cells.
 
     Args:
         backend: the model.
@@ -184,9 +186,9 @@ def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[
 
 
 def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """Returns left, top, right and bottom, in pixels, of the part of a photo that `to_pixels` keeps.
+    """Returns the part of a photo that the model sees, as (left, top, right, bottom) in pixels.
 
-    `size` is width and height of the photo.
+    With the rule "crop" it is the square in the centre, with "stretch" the whole photo. `size` is (width, height).
     """
     width, height = size
     if preprocessing.resize != "crop":

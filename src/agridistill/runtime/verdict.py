@@ -1,4 +1,4 @@
-"""Judges how reliable a predicted label is: quality gate, familiarity, and four verdicts with their wording."""
+"""Judges how reliable a predicted label is: checks of the photo's quality and content, and the resulting verdict."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FAMILIAR_SHARE = 0.96
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """Limits of the quality gate; the defaults refuse almost none of our tomato photos (docs/field.md)."""
+    """Limits beyond which a photo is too poor to classify; the defaults refuse almost no photo of our tomato data."""
 
     darkest: Annotated[float, Interval(ge=0, le=255)] = 50.0  # level that the brightest 5 % of the pixels must reach
     brightest: _Share = 0.35  # largest share of overexposed (white) pixels
@@ -55,9 +55,13 @@ class QualitySettings:
 
 
 def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
-    """Returns what is wrong with a photo, in words, or "" if nothing is.
+    """Returns the first limit that a photo breaks, in words, or "" if it breaks none.
 
-    `pixels` is the photo as the model gets it, `(S, S, 3)` uint8.
+    The words are "too dark", "too bright", "no leaf to be seen", "blurred" and "smeared or cut off".
+
+    Args:
+        pixels: the photo as the model gets it, `(S, S, 3)` uint8.
+        settings: the limits.
 
     Example:
         >>> quality_problem(np.zeros((64, 64, 3), np.uint8), QualitySettings())
@@ -79,7 +83,7 @@ def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """A normal distribution of the training photos' light, colour and texture (54 `figures`).
+    """Detects photos unlike the training photos, by a normal distribution of their `figures` (light, colour, texture).
 
     Source: Lee et al. 2018, equation 2, with a single class. The distance from this distribution separates leaves from
     other pictures with an AUROC of 0.97. Energy (Liu et al. 2020) and the largest probability reach 0.7 to 0.8
@@ -91,7 +95,7 @@ class Familiarity:
     limit: float  # squared distance that one in 25 validation photos exceeds
 
     def ood_score(self, pixels: Pixels) -> float:
-        """Returns how far a photo `(S, S, 3)` uint8 is from the training photos; above 1 it is unfamiliar."""
+        """Returns how unlike the training photos a photo `(S, S, 3)` uint8 is: 0 or more; above 1 it is unfamiliar."""
         deviation = self.whitening @ (figures(pixels) - self.mean)
         return float(deviation @ deviation) / self.limit
 
@@ -106,7 +110,7 @@ class Familiarity:
         """Makes a `Familiarity` from a document that `to_json` returned.
 
         Raises:
-            ModelError: fields are missing or wrong, or the arrays have other sizes.
+            ModelError: a key is missing, or its value is not a list of finite numbers of the right length.
         """
         try:
             mean = np.asarray(document["mean"], np.float64)
@@ -115,14 +119,16 @@ class Familiarity:
             whitening = np.zeros((FIGURES, FIGURES))
             whitening[np.tril_indices(FIGURES)] = lower
             if mean.shape != (FIGURES,) or not (np.isfinite(mean).all() and np.isfinite(lower).all() and limit > 0):
-                raise ValueError(f"{FIGURES} finite means and a limit above 0")
+                raise ValueError("values out of range or of another number")
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError("the figures of familiar photos in the manifest", str(error), "export again") from None
+            expected = "finite 'mean' and 'whitening' and a 'limit' above 0 in the manifest's familiarity"
+            got = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(expected, got, "export the model again") from None
         return cls(mean, whitening, limit)
 
 
 def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[NDArray[np.float64]]) -> Familiarity:
-    """Fits the distribution to training photos, and its limit to photos that the model did not learn from.
+    """Fits a `Familiarity` to training photos, and its limit to photos that the model did not learn from.
 
     Args:
         training: `figures` of at least 2 training photos, each `(54,)`.
@@ -145,16 +151,16 @@ def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[
 
 
 def figures(pixels: Pixels) -> NDArray[np.float64]:
-    """Computes 54 figures of light, colour and texture for a photo `(S, S, 3)` uint8; returns `(54,)`.
+    """Describes light, colour and texture of a photo `(S, S, 3)` uint8 by 54 numbers; returns `(54,)` float64.
 
-    For each of 3 x 3 cells they are: light, two shares of colour, and the logarithms of the spread of light, of the
-    spread of colour and of the mean difference between neighbouring pixels.
+    There are six numbers for each of 3 x 3 cells: the brightness, the shares of red and green, and the logarithms of
+    the spread of brightness, of the spread of colour and of the mean difference between neighbouring pixels.
 
     Raises:
         ModelError: the photo has a side of less than 3 px.
     """
     if len(pixels) < _CELLS:
-        raise ModelError(f"photos of at least {_CELLS} px", f"{len(pixels)} px", "correct the manifest's image_size")
+        raise ModelError(f"an image_size of at least {_CELLS} px", f"{len(pixels)} px", "correct the manifest")
     step = max(1, len(pixels) // _PIXELS_A_SIDE)
     photo = pixels[::step, ::step].astype(np.float32) * np.float32(1 / 255)
     side = len(photo) // _CELLS
@@ -201,7 +207,11 @@ class Prediction:
 
     @property
     def verdict(self) -> Verdict:
-        """How reliable the label is: "answer", "unsure", "unfamiliar" or "unusable"."""
+        """How reliable the label is.
+
+        "unusable" if the photo is too poor, else "unfamiliar" if it is unlike the training photos, else "unsure" if the
+        probability is below the threshold, else "answer".
+        """
         if self.problem:
             return "unusable"
         if self.unfamiliar:
@@ -210,8 +220,8 @@ class Prediction:
 
     @property
     def reason(self) -> str:
-        """Words that say why the verdict is not "answer"; "" if it is."""
-        unsure = f"probability {self.probability:.2f}, answers need {self.threshold:.2f}"
+        """Why the verdict is not "answer", in words such as "too dark"; "" if it is."""
+        unsure = f"probability {self.probability:.2f}, threshold {self.threshold:.2f}"
         reasons = {"unusable": self.problem, "unfamiliar": _UNFAMILIAR, "unsure": unsure, "answer": ""}
         return reasons[self.verdict]
 
@@ -225,14 +235,14 @@ def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]
     """Writes a verdict as a text.
 
     Args:
-        verdict: the verdict.
-        reason: why it is not "answer"; used for "unusable" and "unfamiliar".
+        verdict: "answer", "unsure", "unfamiliar" or "unusable".
+        reason: why it is not "answer"; only the texts of "unusable" and "unfamiliar" contain it.
         top: the most probable classes with their probabilities, best first.
 
     Example:
         >>> verdict_words("answer", "", [("Late_blight", 0.931)])
         'Late blight 93 %'
-        >>> verdict_words("unsure", "probability 0.41, answers need 0.60", [("Late_blight", 0.41), ("healthy", 0.3)])
+        >>> verdict_words("unsure", "probability 0.41, threshold 0.60", [("Late_blight", 0.41), ("healthy", 0.3)])
         'unsure (Late blight 41 %, healthy 30 %)'
         >>> verdict_words("unusable", "too dark", [])
         'unusable: too dark'

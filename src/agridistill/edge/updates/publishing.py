@@ -27,9 +27,9 @@ from agridistill.edge.updates.release import (
 from agridistill.errors import EdgeError, ModelError
 from agridistill.manifest import composed, sha256_of
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import SUFFIXES, manifest_path, open_artefact
-from agridistill.runtime.predictor import Predictor
-from agridistill.runtime.reading import expand
+from agridistill.runtime.backends import manifest_path, open_artefact
+from agridistill.runtime.engines import SUFFIXES
+from agridistill.runtime.predictor import Predictor, expand
 from agridistill.storage import replacing, sync_folder
 
 MAX_GOLDEN_PHOTOS = 200

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field, V
 
 from agridistill.errors import EdgeError
 from agridistill.manifest import sha256_of
-from agridistill.runtime.backends import SUFFIXES
+from agridistill.runtime.engines import SUFFIXES
 
 RELEASE_NAME = "release.json"
 MAX_RELEASE_BYTES, MAX_FILE_BYTES = 1_000_000, 500_000_000

@@ -1,0 +1,220 @@
+"""The engines that run exported files, and `Backend`, the interface of every opened model.
+
+To add an engine, write a class with the methods of `Backend` and a row of `ENGINES`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.errors import MissingExtraError, ModelError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import Pixels
+from agridistill.progress import stderr_without_lines
+
+# Larger batches are no faster on a CPU, and each photo needs memory for activations: 3 MB at 128 px, 9 MB at 224 px.
+_PHOTOS_AT_ONCE = 4
+
+
+class Backend(Protocol):
+    """An opened model: the interface of all engines, and of the network of a run folder.
+
+    The latter also has a method `attention`; exported files have no attention maps.
+    """
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The model's manifest: its classes, preprocessing, temperature and threshold."""
+        ...
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes logits `(N, K)` float32, in the order of `manifest.classes`, for RGB photos `(N, S, S, 3)` uint8.
+
+        There must be at least one photo. The model itself normalises the pixels by mean and standard deviation.
+        """
+        ...
+
+
+def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
+    """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8, and checks their shape and values.
+
+    Raises:
+        ModelError: the logits have another shape than the manifest's classes require, or contain NaN or infinity.
+    """
+    logits = np.asarray(backend.logits(pixels), np.float32)
+    shape = (len(pixels), len(backend.manifest.classes))
+    if logits.shape != shape:
+        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that the manifest belongs to the model")
+    if not np.isfinite(logits).all():
+        raise ModelError("finite logits", "NaN or infinity from the model", "train or export the model again")
+    return logits
+
+
+class OnnxRuntimeBackend:
+    """Runs an `.onnx` file with ONNX Runtime.
+
+    Args:
+        path: the file; its sha256 has been checked.
+        manifest: its manifest.
+        threads: number of threads; 0 takes one for each core.
+
+    Raises:
+        MissingExtraError: the engine is not installed, or does not load on this machine.
+        ModelError: the engine cannot run the file, or its input does not fit the manifest.
+    """
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
+        self.manifest = manifest
+        remedy = "pip install onnxruntime, on 64-bit Linux with glibc, macOS or Windows"
+        with _loading("ONNX Runtime", path, remedy):
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+            # Errors are raised as exceptions; users do not need the rest of the engine's log.
+            options.log_severity_level = 4
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs, size = self._session.get_inputs(), manifest.preprocessing.image_size
+        fits = [(each.type, list(each.shape)[1:]) for each in inputs] == [("tensor(uint8)", [size, size, 3])]
+        _require_input(path, [f"{each.name} {each.type} {each.shape}" for each in inputs], manifest, fits=fits)
+        self._input, self._at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else _PHOTOS_AT_ONCE
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
+        starts = range(0, len(pixels), self._at_once)
+        return np.concatenate(
+            [self._session.run(None, {self._input: pixels[at : at + self._at_once]})[0] for at in starts]
+        )
+
+
+class OpenVinoBackend:
+    """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`."""
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
+        self.manifest = manifest
+        # Without the precision hint, OpenVINO computes fp32 operators in bf16 on some processors.
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        with _loading("OpenVINO", path, "pip install openvino"):
+            import openvino
+
+            compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        size = manifest.preprocessing.image_size
+        inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
+        fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
+        _require_input(path, inputs, manifest, fits=fits)
+        self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
+        self._request = compiled.create_infer_request()
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
+        if self._one_by_one and len(pixels) != 1:
+            return np.concatenate([self.logits(photo[None]) for photo in pixels])
+        result = self._request.infer([pixels])
+        return np.array(next(iter(result.values())), np.float32)
+
+
+class LiteRtBackend:
+    """Runs a `.tflite` file with LiteRT, one photo at a time, because its shapes are fixed.
+
+    `reference` uses the reference kernels, which are slow, but give results bit-identical to TensorFlow Lite Micro. The
+    other arguments and the errors are those of `OnnxRuntimeBackend`.
+    """
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
+        self.manifest = manifest
+        with _loading("LiteRT", path, "pip install ai-edge-litert"):
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+            kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+            cores = threads or os.cpu_count() or 1
+            # No setting of the engine silences its INFO lines, such as XNNPACK's; users do not need them.
+            with stderr_without_lines(b"INFO: "):
+                self._interpreter = Interpreter(str(path), num_threads=cores, experimental_op_resolver_type=kernels)
+                self._interpreter.allocate_tensors()
+        inputs, output = self._interpreter.get_input_details(), self._interpreter.get_output_details()[0]
+        size = manifest.preprocessing.image_size
+        fits = [(each["dtype"], each["shape"].tolist()) for each in inputs] == [(np.uint8, [1, size, size, 3])]
+        found = [f"{each['dtype'].__name__} {each['shape'].tolist()}" for each in inputs]
+        _require_input(path, found, manifest, fits=fits)
+        self._input, self._output = inputs[0]["index"], output["index"]
+        # Our files return float logits; files of other tools and for microcontrollers may return int8 levels.
+        self._scale, self._zero_point = output["quantization"]
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
+        rows = []
+        for photo in pixels:
+            self._interpreter.set_tensor(self._input, photo[None])
+            self._interpreter.invoke()
+            row = np.array(self._interpreter.get_tensor(self._output)[0], np.float32)
+            rows.append((row - self._zero_point) * self._scale if self._scale else row)
+        return np.stack(rows)
+
+
+class Engine(NamedTuple):
+    """An inference engine for one kind of exported file."""
+
+    suffix: str  # suffix of the files that it runs
+    module: str  # Python module to import; its package has the same name, with '-' instead of '_'
+    create: Callable[..., Backend]  # called with (file, manifest, threads=N); imports the engine
+    batches: bool = True  # False: files have fixed shapes, and photos are computed one after another
+
+
+ENGINES: Mapping[str, Engine] = {
+    "onnxruntime": Engine(".onnx", "onnxruntime", OnnxRuntimeBackend),
+    "openvino": Engine(".onnx", "openvino", OpenVinoBackend),
+    "litert": Engine(".tflite", "ai_edge_litert", LiteRtBackend, batches=False),
+}
+"""The engines by name. The first engine of a suffix is its default."""
+SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
+"""Suffixes of exported models."""
+
+
+@contextmanager
+def _loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
+    """Turns every exception in its block, in which an engine is imported and loads a file, into an AgriDistillError.
+
+    Args:
+        engine: name of the engine for messages.
+        path: the model file.
+        remedy: the remedy of the MissingExtraError.
+
+    Raises:
+        MissingExtraError: the engine is not installed, or cannot be loaded on this machine.
+        ModelError: the engine cannot run the file.
+    """
+    try:
+        yield
+    except ImportError as error:
+        got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
+        raise MissingExtraError(f"{engine}, to run {path.suffix} files", got, remedy) from None
+    except Exception as error:  # the engines' exceptions have no common public base class
+        got = f"'{path}' ({str(error)[:200]})"
+        raise ModelError(f"a model that {engine} can run", got, "export the model again") from None
+
+
+def _require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
+    """Checks that a model file has one input, uint8 photos of the size in its manifest.
+
+    Args:
+        path: the file.
+        found: a description of each input of the file, for the error.
+        manifest: the manifest of the file.
+        fits: the result of the comparison, which each engine makes by itself.
+
+    Raises:
+        ModelError: `fits` is False.
+    """
+    if not fits:
+        size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"
+        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", got, "export the model again")
