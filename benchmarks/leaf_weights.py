@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from agridistill.data.prepare import prepare_data
 from agridistill.losses import attention_distance, channel_mean_square, kd_loss
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD
 from agridistill.models import StageTap, create_model
 from agridistill.preprocess import read_photo
 from agridistill.storage import replacing
 
 TEACHER, NUM_CLASSES = "efficientnet_lite0_even", 1000
 SIDE = 224
-MEAN, STD = 0.5, 0.5  # of the teacher; the student's, too
+MEAN, STD = 0.5, 0.5  # of the teacher; in training the student's, too
 LOG_EVERY, SAVE_EVERY_S = 50, 120.0
 
 
@@ -162,6 +163,19 @@ class Match(nn.Module):
         return terms
 
 
+def fold_normalisation(tensors: dict[str, Tensor]) -> None:
+    """Changes the first layers of a student so that it takes photos normalised as timm's MobileNetV3 does.
+
+    The first convolution takes over the scale, the first batch norm's mean the shift. Only the padding at the border
+    differs: it is ImageNet's mean colour then, and was grey.
+    """
+    scale = torch.tensor(IMAGENET_STD) / STD
+    shift = (torch.tensor(IMAGENET_MEAN) - MEAN) / STD
+    kernel = tensors["conv_stem.weight"]
+    tensors["bn1.running_mean"] = tensors["bn1.running_mean"] - torch.einsum("oihw,i->o", kernel, shift)
+    tensors["conv_stem.weight"] = kernel * scale.view(1, 3, 1, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -239,12 +253,12 @@ def main() -> None:
             stored.with_suffix(".new").replace(stored)
     # Without the classifier of ImageNet: a user's classes get their own.
     head = f"{student.pretrained_cfg['classifier']}."
-    tensors = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in average.module.state_dict().items()
-        if not name.startswith(head)
+    tensors = {name: value for name, value in average.module.state_dict().items() if not name.startswith(head)}
+    fold_normalisation(tensors)
+    halves = {
+        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()
     }
-    save_file({name: value.contiguous() for name, value in tensors.items()}, given.out / f"{given.model}.safetensors")
+    save_file(halves, given.out / f"{given.model}.safetensors")
     (given.out / "log.json").write_text(
         json.dumps({"arguments": {k: str(v) for k, v in vars(given).items()}, "log": log})
     )

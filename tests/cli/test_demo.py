@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.cli.test_evaluate import result
 
-from agridistill.cli import data as demo
+from agridistill.cli import demo
 from agridistill.errors import RunError
 from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest

@@ -314,11 +314,11 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "called", "told"),
     [
-        (("demo", "--out"), "cli.data.run_demo", "interrupted: run the same command again to continue"),
+        (("demo", "--out"), "cli.demo.run_demo", "interrupted: run the same command again to continue"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
             "data.fetch.fetch_dataset",
-            "interrupted: run the same command again to continue",
+            "interrupted",
         ),
         (("data", "check"), "data.check.check", "interrupted"),
         (

@@ -17,7 +17,7 @@ from tests.cli.test_evaluate import result
 from agridistill.cli import output
 from agridistill.cli.benchmark import print_benchmark
 from agridistill.cli.compare import print_study
-from agridistill.cli.data import print_rows
+from agridistill.cli.demo import print_rows
 from agridistill.cli.evaluate import print_evaluation
 from agridistill.cli.output import new_table, print_note, print_table
 from agridistill.data.datasets import TOMATO_CLASSES

@@ -13,14 +13,14 @@ import typer
 from typer import Option
 
 from agridistill import __version__
-from agridistill.cli import benchmark, compare, data, evaluate, export, status, train, watch
+from agridistill.cli import benchmark, compare, data, demo, evaluate, export, status, train, watch
 from agridistill.cli.output import LogLines, printable, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
 OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 _RUNS = ("train", "distill")
-_CONTINUABLE = ("demo", "compare", "watch", "data fetch")
+_CONTINUABLE = ("demo", "compare", "watch")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a small model from a large vision model, to recognise crop diseases on a device in the field.",
 )
-app.command()(data.demo)
+app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 for _command in (train.train, train.distill, compare.compare, evaluate.evaluate, export.export, evaluate.predict):
     app.command()(_command)
