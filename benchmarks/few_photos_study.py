@@ -42,6 +42,7 @@ lr = 1e-3
 
 [compare]
 baseline = "ce"
+seeds = [{seed}]
 tuning = "no method was tuned: every one has its default weights, and all have the same student, epochs and views"
 
 [[compare.candidates]]
@@ -104,10 +105,9 @@ def one(photos: Path, folder: Path, fold: int, weights: Path, epochs: int) -> di
         command("train", data, "--out", teacher, *again)
     recipe = folder / "recipe.toml"
     candidates = "".join(_CANDIDATE.format(name=name, weights=weights.resolve()) for name in METHODS)
-    recipe.write_text(_RECIPE.format(epochs=epochs) + candidates)
+    recipe.write_text(_RECIPE.format(epochs=epochs, seed=fold) + candidates)
     command(
         *("compare", data, "--recipe", recipe, "--teacher", teacher, "--out", study, "--jobs", 2, "--no-evidence"),
-        *("--set", f"compare.seeds=[{fold}]"),
     )
     found = json.loads((study / "compare.json").read_text())
     rows = {row["name"]: row["runs"][0]["accuracy"] for row in found["budgets"][0]["rows"]}
