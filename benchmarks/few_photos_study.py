@@ -38,7 +38,10 @@ model = "mobilenetv3_large_100"
 pretrained = false
 epochs = {epochs}
 batch_size = 16
-lr = 1e-3
+lr = 5e-4
+layer_decay = 0.9
+head_first = true
+freeze_norm = true
 
 [compare]
 baseline = "ce"
@@ -47,7 +50,7 @@ tuning = "no method was tuned: every one has its default weights, and all have t
 
 [[compare.candidates]]
 name = "ce-scratch"
-set = ["objective.method=ce"]
+set = ["objective.method=ce", "lr=2e-3", "layer_decay=1.0", "head_first=false", "freeze_norm=false"]
 """
 _CANDIDATE = """
 [[compare.candidates]]
@@ -142,7 +145,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=40)
     arguments = parser.parse_args()
     folds = []
     for fold in range(FOLDS):
