@@ -1,12 +1,14 @@
 """Makes the leaf weights: what an EfficientNet-Lite0 knows from ImageNet, in a MobileNetV3, from photos without labels.
 
-    python benchmarks/leaf_weights.py PHOTOS OUT --model mobilenetv3_large_100
+    python benchmarks/leaf_weights.py PHOTOS OUT --model mobilenetv3_large_100 --others PICTURES
 
 The teacher is the packaged Lite0 as it is, with its 1,000 classes. Teacher and student see the same view: a crop of 5
 to 100 % of the photo in any direction, in strongly changed colours, half of the batches mixed from two photos (as in
 "The augmented image prior", Asano and Saeed 2023, arXiv 2112.00725, one photo's crops carry a teacher's knowledge).
 The student matches logits, the features before the classifier, those of the last stage, and the attention at stride 16.
-Labels are not used. Only the training split is read. A stopped run goes on from OUT/last.ckpt.
+Labels are not used. Only the training split is read. With --others, half of each batch is cut from pictures of other
+things: leaves of a laboratory alone do not show what stands behind leaves in a field. A stopped run goes on from
+OUT/last.ckpt.
 """
 
 from __future__ import annotations
@@ -51,6 +53,29 @@ def photos_of(root: Path, folder: Path) -> np.ndarray:
         with replacing(cache) as temporary, temporary.open("wb") as file:
             np.save(file, np.stack(pixels))
     return np.load(cache, mmap_mode="r")
+
+
+def tiles_of(folder: Path, cache: Path) -> np.ndarray:
+    """Tiles of large pictures, `(N, 224, 224, 3)` uint8, from three scales of each picture; stored in `cache`."""
+    if not cache.exists():
+        tiles = []
+        for path in sorted(folder.iterdir()):
+            picture = read_photo(path)
+            for rows in (2, 4, 8):
+                scale = rows * SIDE / min(picture.size)
+                pixels = np.asarray(picture.resize((round(picture.width * scale), round(picture.height * scale))))
+                down, across = pixels.shape[0] // SIDE, pixels.shape[1] // SIDE
+                cut = pixels[: down * SIDE, : across * SIDE].reshape(down, SIDE, across, SIDE, 3)
+                tiles.append(cut.swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3))
+        with replacing(cache) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(tiles))
+    return np.load(cache, mmap_mode="r")
+
+
+def drawn_from(pixels: np.ndarray, count: int, rng: torch.Generator) -> Tensor:
+    """`count` pictures at random, `(count, 3, 224, 224)` float from 0 to 1."""
+    chosen = torch.randint(len(pixels), (count,), generator=rng).numpy()
+    return torch.from_numpy(pixels[np.sort(chosen)]).permute(0, 3, 1, 2).float().div_(255)
 
 
 def crops(photos: Tensor, size: int, rng: torch.Generator) -> Tensor:
@@ -180,6 +205,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--others", type=Path, help="a folder of pictures of any things, the larger the better")
+    parser.add_argument("--start", type=Path, help="the last.ckpt of a finished run to go on from, with a new schedule")
     parser.add_argument("--model", default="mobilenetv3_large_100")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -189,6 +216,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     photos = photos_of(given.photos, given.out.parent)
+    others = tiles_of(given.others, given.out / "others.npy") if given.others else None
     torch.manual_seed(given.seed)
     teacher = create_model(TEACHER, NUM_CLASSES, pretrained=True).to(memory_format=torch.channels_last)
     student = create_model(given.model, NUM_CLASSES).to(memory_format=torch.channels_last)
@@ -204,6 +232,10 @@ def main() -> None:
     steps, done, seconds = given.views // given.batch_size, 0, 0.0
     stored = given.out / "last.ckpt"
     log: list[dict[str, float]] = []
+    if given.start and not stored.exists():
+        state = torch.load(given.start, weights_only=True)
+        match.load_state_dict(state["match"])
+        average.load_state_dict(state["average"])
     if stored.exists():
         state = torch.load(stored, weights_only=True)
         match.load_state_dict(state["match"])
@@ -219,8 +251,11 @@ def main() -> None:
             group["lr"] = given.lr * factor
         # Seeded by step: a run that goes on draws what it would have drawn.
         rng = torch.Generator().manual_seed(given.seed * 1_000_003 + done)
-        chosen = torch.randint(len(photos), (given.batch_size,), generator=rng).numpy()
-        batch = torch.from_numpy(photos[np.sort(chosen)]).permute(0, 3, 1, 2).float().div_(255)
+        if others is None:
+            batch = drawn_from(photos, given.batch_size, rng)
+        else:
+            half = given.batch_size // 2
+            batch = torch.cat([drawn_from(photos, half, rng), drawn_from(others, half, rng)])
         views = mixed(colours(crops(batch, given.size, rng), rng), rng)
         views = ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         terms = match(views)

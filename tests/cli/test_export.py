@@ -37,8 +37,8 @@ def test_it_tells_what_was_written_and_what_it_is_worth(student_run: Path, tmp_p
     ("words", "message"),
     [
         (["--out", "leaf.tflite", "--format", "onnx"], "--format onnx writes .onnx files, not 'leaf.tflite'"),
-        (["--out", ".", "--format", "onnx"], "expected a file NAME.onnx or NAME.tflite; got '.'"),
-        (["--out", "leaf.pt"], "expected a file NAME.onnx or NAME.tflite; got 'leaf.pt'"),
+        (["--out", ".", "--format", "onnx"], "expected a file name that ends in .onnx or .tflite; got '.'"),
+        (["--out", "leaf.pt"], "expected a file name that ends in .onnx or .tflite; got 'leaf.pt'"),
         (["--out", "leaf.onnx", "--data", "nowhere"], "'nowhere'"),
     ],
 )

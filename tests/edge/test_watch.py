@@ -339,7 +339,7 @@ def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -
     ("changes", "error", "message"),
     [
         ({"model": Path("no.onnx")}, EdgeError, "'no.onnx', which does not exist"),
-        ({"model": Path("tomatoe")}, EdgeError, "check --model; shipped models: did you mean 'tomato'"),
+        ({"model": Path("tomatoe")}, EdgeError, "check --model; shipped models: tomato"),
         ({"source": "no-such-folder"}, EdgeError, "which does not exist"),
         ({"healthy": ("sano",)}, ConfigError, "in 'healthy'; got 'sano'"),
         ({"rules": (Rule("mold", ("*mold",)),)}, ConfigError, r"rule 'mold'; got '\*mold'"),

@@ -194,7 +194,7 @@ def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch:
     key, version = cache_key(VIEWING, MANIFEST, **ATTENTION), metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == library else version(name))
     (reported,) = differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))
-    assert reported.startswith(f"version of {library} ")
+    assert reported.startswith(f"version of {library}: ")
     assert reported.endswith("99 in this run")
 
 

@@ -195,7 +195,7 @@ class MeasuredModel:
     def describe(self) -> dict[str, Any]:
         """Returns `architecture`, `precision`, `image_size`, `weights_file`, `parameters` and `macs` of the model.
 
-        Call it after the last turn, because counting MACs may increase the peak memory.
+        Call it after the last call of `turn`, because counting MACs may increase the peak memory that `turn` reports.
         """
         manifest = self._predictor.manifest
         parameters, macs = model_cost(self._predictor.backend)

@@ -51,7 +51,8 @@ class LabelOptions:
         bool | None,
         Option(
             "--nested/--flat",
-            help="Make a folder in a class folder a class of its own (Tomato/Late blight), or a part of that class.",
+            help="Treat each folder inside a class folder as a separate class (--nested: Tomato/Late blight), or its "
+            "photos as photos of the outer class (--flat).",
             show_default=False,
         ),
     ] = None

@@ -207,11 +207,18 @@ def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> d
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between the mean accuracies of two methods on the same photos, with a confidence interval."""
+    """The mean accuracy of a method minus that of a baseline on the same photos, with a confidence interval.
 
-    points: float  # the difference in percentage points
-    points_ci95: tuple[float, float]  # its 95 % interval
-    of_leaves_alone: bool  # one of them has a single run, so the interval ignores chance in training: it is too narrow
+    Attributes:
+        points: the difference in percentage points; above 0 the method is better.
+        points_ci95: its 95 % interval.
+        of_leaves_alone: True if one of the two has a single run. The interval then covers only the choice of leaves, not
+            the chance in training, so it is too narrow.
+    """
+
+    points: float
+    points_ci95: tuple[float, float]
+    of_leaves_alone: bool
 
 
 def paired_difference(

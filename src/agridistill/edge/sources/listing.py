@@ -224,7 +224,7 @@ class Listing:
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
-        """Waits until there may be a new photo or a search is due, at most `wait_s` seconds.
+        """Waits until there may be a new photo or the folders must be listed again, at most `wait_s` seconds.
 
         With `poll` it waits only 20 ms, because a file that is still being written must be checked again.
         """

@@ -59,9 +59,9 @@ class Pointer:
     removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
 
     def switched(self, release: Release) -> Pointer:
-        """Returns the pointer after `release` is installed: its version is active and on trial.
+        """Returns the content of `current.json` with the release's version active and on trial; it writes no file.
 
-        The keys that the release adds and removes are recorded, too.
+        The content also records the public keys that the release adds and removes.
         """
         added, removed = release.trust.add, release.trust.remove
         added_ids = {key_id(bytes.fromhex(key)) for key in added}
