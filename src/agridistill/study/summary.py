@@ -212,8 +212,8 @@ class Difference:
     Attributes:
         points: the difference in percentage points; above 0 the method is better.
         points_ci95: its 95 % interval.
-        of_leaves_alone: True if one of the two has a single run. The interval then covers only the choice of leaves, not
-            the chance in training, so it is too narrow.
+        of_leaves_alone: True if one of the two has a single run. The interval then covers the choice of leaves but not
+            chance in training, so it is too narrow.
     """
 
     points: float
