@@ -122,6 +122,15 @@ def test_of_the_public_repository_only_colour_photos_of_tomatoes_are_taken(tmp_p
     assert (result.photos, result.has_leaf_map) == (20, True)
 
 
+def test_grey_and_segmented_photos_are_not_taken_for_the_data_set(tmp_path: Path) -> None:
+    other = {**_photos("raw/grayscale/"), **_photos("raw/segmented/")}
+    for name, files in (("grey", _photos("raw/grayscale/")), ("both", other)):
+        with pytest.raises(FetchError, match=f"got none of them in '{name}.zip'"):
+            fetch_tomatoes(tmp_path / name, source=str(_zip(tmp_path / f"{name}.zip", files)))
+    archive = _zip(tmp_path / "mine.zip", {**_photos("mine/"), **other})
+    assert fetch_tomatoes(tmp_path / "data", source=str(archive)).photos == 20
+
+
 def test_a_download_is_verified_unpacked_and_cleared_away(tmp_path: Path, served: tuple[Path, str]) -> None:
     folder, address = served
     archive = _zip(folder / "tomato.zip", _photos("raw/color/"))

@@ -38,6 +38,7 @@ class Dataset:
     title: str  # the name for messages
     leaf_map: str = ""  # name of a file that `leaf_ids` reads from the data folder; "" for none
     photo_root: str = ""  # the folder that holds the class folders, if the archive has several versions of the photos
+    other_roots: frozenset[str] = frozenset()  # folders with other versions, which are never used, such as grey photos
 
 
 TOMATO_CLASSES = (
@@ -185,6 +186,7 @@ DATASETS: Mapping[str, Dataset] = {
         title="PlantVillage's tomatoes",
         leaf_map=LEAF_MAP_NAME,
         photo_root="color",
+        other_roots=frozenset({"grayscale", "segmented"}),
     ),
 }
 

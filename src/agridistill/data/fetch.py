@@ -170,7 +170,7 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
         path = PurePosixPath(name)
         if path.name == dataset.leaf_map:
             leaf_maps.append(name)
-        if len(path.parts) < 2 or path.parts[-2] not in dataset.classes:
+        if len(path.parts) < 2 or path.parts[-2] not in dataset.classes or dataset.other_roots & set(path.parts[:-2]):
             continue
         if is_photo(path.name) and not any(is_of_machine(part) for part in path.parts[:-1]):
             found.setdefault(path.parent.parent, {})[name] = PurePosixPath(path.parts[-2], path.name)
