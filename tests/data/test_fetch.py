@@ -201,7 +201,8 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
             {**_photos("train/"), **_photos("valid/")},
             "that holds the class folders of PlantVillage's tomatoes; got 2 such folders in 'a.zip' ('train' and",
         ),
-        ({**_photos(""), "leaf-map.json": b"{"}, "an archive with an intact 'leaf-map.json'"),
+        ({**_photos(""), "leaf-map.json": b"{"}, "an intact 'leaf-map.json'; got a damaged one in 'a.zip'"),
+        ({**_photos(""), "leaf-map.json": b'{"rs_hl 0": [1]}'}, "got a damaged one in 'a.zip'; get the archive again"),
         ({**_photos(""), "Tomato___healthy/../../evil.jpg": b"x"}, "relative paths and without '..'"),
     ],
 )

@@ -118,7 +118,7 @@ def fetch(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Download a public data set, verify its sha256 and unpack it."""
+    """Download a public data set, unpack it and check that its photos can be read."""
     from agridistill.data.datasets import DATASETS
     from agridistill.data.fetch import fetch_dataset
     from agridistill.errors import DataError, nearest

@@ -148,8 +148,9 @@ def _unpack_verified(
         if has_leaf_map:
             try:
                 dataset.leaf_ids(folder, scanned.samples, scanned.classes)
-            except DataError as error:
-                raise FetchError(f"an archive with an intact '{dataset.leaf_map}'", error.got, _REPLACE) from None
+            except DataError:
+                got = f"a damaged one in '{archive.name}'"
+                raise FetchError(f"an archive with an intact '{dataset.leaf_map}'", got, _REPLACE) from None
         begin(progress, "reading photos")
         records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)

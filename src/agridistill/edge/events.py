@@ -69,7 +69,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Detection(Document):
-    """The agent's verdict on one frame ("answer", "unsure" or "unusable"), with the model's class probabilities."""
+    """The agent's verdict on one frame, with the model's class probabilities; `Prediction.verdict` explains it."""
 
     event_id: str  # 32 hexadecimal digits, by which a receiver recognises a duplicate
     at_s: float  # when the frame arrived, seconds since 1970 by the device's clock

@@ -35,7 +35,7 @@ class DataSettings:
             so that runs with different seeds have the same test split.
         labels: share of each class's training and validation photos that is used. A smaller share is a subset of a
             larger one. The test split is always complete.
-        conflicts: largest accepted share of photos that exist as identical files with different labels.
+        conflicts: largest accepted share of photos that have copies, also flipped, turned or scaled, with other labels.
     """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
