@@ -341,6 +341,8 @@ class TestAddress:
             ("mqtt://pi:secret/word@host", "got an invalid address"),
             ("mqtt://pi:12345/secret@host", "got an invalid address"),
             ("mqtt://pi:secret#word@host", "got an invalid address"),
+            ("mqtt://pi:secret", "got an invalid address"),
+            ("pi:secret/agridistill", "got an invalid address"),
             ("mqtt://pi:1?secret@host", "got an invalid address"),
         ],
     )

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Replaced in a topic level: some of these characters separate levels or are wildcards, others are special in a shell.
 _UNSAFE = re.compile(r"[^\w.-]+")
+# An address that may be shown: what follows a colon is a port, not a password (as in mqtt://user:password).
+_SHOWN_URL = re.compile(r"(\w+://)?[^/:@?#]*(:\d*)?(/[^:@?#]*)?")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 6 * 3600.0
 _ADVICE = "check user name, device name and the broker's access list"
 # Size of a PUBLISH packet besides topic and payload: its header, two lengths, the packet's number, no properties.
@@ -64,7 +66,7 @@ class BrokerSettings:
             hidden = "an invalid address (hidden, because it may contain a password)"
             raise ConfigError(
                 "a broker address such as mqtt://host:1883",
-                hidden if set("@?#") & set(self.url) else f"'{self.url}'",
+                f"'{self.url}'" if _SHOWN_URL.fullmatch(self.url) else hidden,
                 "correct --broker, or url in [broker]",
             )
         if parts.password is not None:
