@@ -33,11 +33,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool
     return bool(request.param)
 
 
-@pytest.mark.parametrize("gpu", [False], indirect=True)
-def test_after_training_without_a_gpu_comes_the_export(
-    student_run: Path, gpu: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("gpu", "recipe"),
+    [
+        (False, "[train]\n"),
+        (True, "[train]\n"),  # the default student is larger than this network
+        (False, '[train]\n[distill]\nmodel = "mobilenetv3_large_100"\n'),
+    ],
+    indirect=["gpu"],
+)
+def test_after_training_comes_the_export_without_a_gpu_or_a_smaller_student(
+    student_run: Path, gpu: bool, recipe: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "r.toml").write_text("[train]\n")
+    (tmp_path / "r.toml").write_text(recipe)
     monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: RunFolder(student_run).read_result())
     monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
     _, _, err = run(capsys, "train", "photos", "--recipe", tmp_path / "r.toml", "--out", student_run)

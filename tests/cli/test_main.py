@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
 from tests.cli.running import run
+from tests.cli.test_evaluate import result
 from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
@@ -251,7 +253,12 @@ def test_the_next_command_of_train_is_distill_with_a_recipe_for_it_or_a_gpu(
 ) -> None:
     file = tmp_path / "r.toml"
     file.write_text(recipe)
-    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink())
+
+    def train(*args: object, **options: object) -> SimpleNamespace:
+        file.unlink()  # the recipe is read before the training
+        return SimpleNamespace(evaluation=result(parameters=10_000_000))
+
+    monkeypatch.setattr("agridistill.training.run.train", train)
     monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
     monkeypatch.setattr("agridistill.cli.train.gpu_at_hand", lambda: gpu)
     code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from agridistill.progress import is_first_process
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.run_folder import RunResult
 
@@ -138,11 +140,30 @@ def train(
         return
     recipe_words = ("--recipe", run.recipe) if run.recipe is not None and "distill" in recipe else ()
     # Distilling takes many times longer than training: without a GPU it is suggested only if the recipe has a student.
-    if recipe_words or gpu_at_hand():
+    if (recipe_words or gpu_at_hand()) and not _is_larger(recipe.get("distill", {}).get("model"), result.evaluation):
         student = output.sibling(out, "student")
         output.next_command("distill", data, "--teacher", out, *run.words(), *recipe_words, "--out", student)
     else:
         output.next_command(*export.export_of(out, result.evaluation))
+
+
+def _is_larger(student: str | None, teacher: EvaluationResult) -> bool:
+    """Returns whether a student has more parameters than its teacher; False if timm does not know the student.
+
+    `student` is the name of its network; None means the default student.
+    """
+    import torch
+
+    from agridistill.errors import ModelError
+    from agridistill.models import create_model
+    from agridistill.training.defaults import STUDENT
+
+    try:
+        with torch.device("meta"):  # allocates no memory
+            network = create_model(student or STUDENT, len(teacher.classes), pretrained=False)
+    except (ModelError, RuntimeError):  # RuntimeError: torch cannot build this network on the meta device
+        return False
+    return sum(each.numel() for each in network.parameters()) > (teacher.parameters or math.inf)
 
 
 def gpu_at_hand() -> bool:
