@@ -5,7 +5,8 @@
 The teacher is the packaged Lite0 as it is, with its 1,000 classes. Teacher and student see the same view: a crop of 5
 to 100 % of the photo in any direction, in strongly changed colours, half of the batches mixed from two photos (as in
 "The augmented image prior", Asano and Saeed 2023, arXiv 2112.00725, one photo's crops carry a teacher's knowledge).
-The student matches logits, the features before the classifier, those of the last stage, and the attention at stride 16.
+The student matches the maps after each stage, the features before the classifier, and the logits. At first each stage
+gets the teacher's maps, in the last 40 % of the steps the student's own.
 Labels are not used. Only the training split is read. With --others, half of each batch is cut from pictures of other
 things: leaves of a laboratory alone do not show what stands behind leaves in a field. A stopped run goes on from
 OUT/last.ckpt.
@@ -26,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agridistill.data.prepare import prepare_data
-from agridistill.losses import attention_distance, channel_mean_square, kd_loss
+from agridistill.losses import kd_loss
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD
-from agridistill.models import StageTap, create_model
+from agridistill.models import create_model
 from agridistill.preprocess import read_photo
 from agridistill.storage import replacing
 
@@ -151,41 +152,79 @@ def mixed(views: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class Match(nn.Module):
-    """The student under the teacher: four named terms."""
+    """The student under the teacher, stage by stage. Every term but `logits` is 1 - R^2: 0 for a match, 1 for a constant.
+
+    MobileNetV3-Large and EfficientNet-Lite0 have the same widths after each of their first five stages, so channels are
+    compared one by one. After a stage that is `forced`, the next one gets the teacher's map in place of the student's:
+    so each stage learns at once what it has to compute, and does not wait for those before it (block-wise distillation,
+    Wang et al. 2018, "Progressive blockwise knowledge distillation").
+    """
+
+    STAGES = 5
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student = student
         self._teacher = [teacher.eval().requires_grad_(False)]
-        self._taps = StageTap(student, [16, 32]), StageTap(teacher, [16, 32])
-        self.to_last = nn.Conv2d(self._taps[0].channels(32), self._taps[1].channels(32), 1)
-        width = student.get_classifier().in_features
-        self.to_pooled = nn.Identity() if width == 1280 else nn.Linear(width, 1280)
-        self.register_buffer("spread", torch.ones(1280))
+        widths = [_widths_of(model)[: self.STAGES] for model in (student, teacher)]
+        if widths[0] != widths[1]:
+            raise SystemExit(f"expected a student with stages of {widths[1]} channels; got {widths[0]}")
+        self.to_last = nn.Conv2d(_widths_of(student)[5], _widths_of(teacher)[6], 1)
+        for k, width in enumerate((*widths[1], self.to_last.out_channels, 1280)):
+            self.register_buffer(f"mean{k}", torch.zeros(width))
+            self.register_buffer(f"var{k}", torch.zeros(width))
+        self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, views: Tensor) -> dict[str, Tensor]:
+    def _unexplained(self, k: int, found: Tensor, wanted: Tensor) -> Tensor:
+        """The mean squared error of `found`, each channel in units of the variance of `wanted` so far."""
+        mean, var = getattr(self, f"mean{k}"), getattr(self, f"var{k}")
+        dims = [d for d in range(wanted.ndim) if d != 1]
+        if self.training:
+            share = max(0.01, 1 / (1 + self.seen.item()))
+            mean.lerp_(wanted.mean(dims), share)
+            shape = [1, -1] + [1] * (wanted.ndim - 2)
+            var.lerp_((wanted - mean.view(shape)).square().mean(dims), share)
+        return ((found - wanted).square().mean(dims) / (var + 1e-4 * var.mean())).mean()
+
+    def forward(self, views: Tensor, forced: Tensor) -> dict[str, Tensor]:
+        teacher, student = self._teacher[0], self.student
+        maps = []
         with torch.no_grad():
-            teacher = self._teacher[0]
             # Forwards alone are faster in bfloat16 on a processor that has it; the student's backward is not.
             with torch.autocast("cpu", torch.bfloat16):
-                pooled_t = teacher.forward_head(teacher.forward_features(views), pre_logits=True)
+                x = teacher.bn1(teacher.conv_stem(views))
+                for stage in teacher.blocks:
+                    x = stage(x)
+                    maps.append(x.float())
+                pooled_t = teacher.forward_head(teacher.bn2(teacher.conv_head(x)), pre_logits=True)
                 logits_t = teacher.get_classifier()(pooled_t).float()
             pooled_t = pooled_t.float()
-            stages_t = {stride: stage.float() for stride, stage in self._taps[1].features().items()}
-            if self.training:
-                self.spread.lerp_(pooled_t.std(0), 0.02)
-        pooled = self.student.forward_head(self.student.forward_features(views), pre_logits=True)
-        logits = self.student.get_classifier()(pooled)
-        stages = self._taps[0].features()
-        last, last_t = self.to_last(stages[32]), stages_t[32]
-        terms = {
-            "logits": kd_loss(logits, logits_t, 1.0),
-            "pooled": F.smooth_l1_loss(self.to_pooled(pooled) / self.spread, pooled_t / self.spread),
-            "last": 1 - F.cosine_similarity(last, last_t, dim=1).mean(),
-            "attention": attention_distance(channel_mean_square(stages[16]), channel_mean_square(stages_t[16])),
-        }
-        terms["total"] = terms["logits"] + 2 * terms["pooled"] + 2 * terms["last"] + terms["attention"]
+        terms = {}
+        x = student.bn1(student.conv_stem(views))
+        for k in range(self.STAGES):
+            x = student.blocks[k](x)
+            terms[f"stage{k}"] = self._unexplained(k, x, maps[k])
+            if forced[k]:
+                x = maps[k].contiguous(memory_format=torch.channels_last)
+        x = student.blocks[5](x)
+        terms["last"] = self._unexplained(5, self.to_last(x), maps[6])
+        pooled = student.forward_head(student.blocks[6](x), pre_logits=True)
+        terms["pooled"] = self._unexplained(6, pooled, pooled_t)
+        terms["logits"] = kd_loss(student.get_classifier()(pooled), logits_t, 1.0)
+        if self.training:
+            self.seen += 1
+        terms["total"] = sum(terms.values(), torch.zeros(())) + terms["pooled"]
         return terms
+
+
+def _widths_of(model: nn.Module) -> list[int]:
+    """The width of the output of each stage of a timm network of inverted residuals."""
+    with torch.no_grad():
+        x, found = model.eval().bn1(model.conv_stem(torch.zeros(1, 3, 64, 64))), []
+        for stage in model.blocks:
+            x = stage(x)
+            found.append(x.shape[1])
+    return found
 
 
 def fold_normalisation(tensors: dict[str, Tensor]) -> None:
@@ -258,7 +297,9 @@ def main() -> None:
             batch = torch.cat([drawn_from(photos, half, rng), drawn_from(others, half, rng)])
         views = mixed(colours(crops(batch, given.size, rng), rng), rng)
         views = ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        terms = match(views)
+        # Whether each stage is followed by the teacher's map: always at first, never in the last 40 % of the steps.
+        forced = torch.rand(Match.STAGES, generator=rng) >= progress / 0.6
+        terms = match(views, forced)
         optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         nn.utils.clip_grad_norm_(match.parameters(), 5.0)
