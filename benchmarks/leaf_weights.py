@@ -152,7 +152,7 @@ def mixed(views: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class Match(nn.Module):
-    """The student under the teacher, stage by stage. Every term but `logits` is 1 - R^2: 0 for a match, 1 for a constant.
+    """The student under the teacher, stage by stage. Every term but `logits` is 1 - R^2: 0 if equal, 1 for a constant.
 
     MobileNetV3-Large and EfficientNet-Lite0 have the same widths after each of their first five stages, so channels are
     compared one by one. After a stage that is `forced`, the next one gets the teacher's map in place of the student's:
