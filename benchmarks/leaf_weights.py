@@ -260,9 +260,6 @@ def main() -> None:
     teacher = create_model(TEACHER, NUM_CLASSES, pretrained=True).to(memory_format=torch.channels_last)
     student = create_model(given.model, NUM_CLASSES).to(memory_format=torch.channels_last)
     match = Match(student, teacher).train()
-    average = torch.optim.swa_utils.AveragedModel(
-        student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999), use_buffers=True
-    )
     matrices = [each for each in match.parameters() if each.ndim > 1]
     vectors = [each for each in match.parameters() if each.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -272,13 +269,10 @@ def main() -> None:
     stored = given.out / "last.ckpt"
     log: list[dict[str, float]] = []
     if given.start and not stored.exists():
-        state = torch.load(given.start, weights_only=True)
-        match.load_state_dict(state["match"])
-        average.load_state_dict(state["average"])
+        match.load_state_dict(torch.load(given.start, weights_only=True)["match"])
     if stored.exists():
         state = torch.load(stored, weights_only=True)
         match.load_state_dict(state["match"])
-        average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         done, seconds, log = state["done"], state["seconds"], state["log"]
         print(f"goes on at step {done:,} of {steps:,}", flush=True)
@@ -304,7 +298,6 @@ def main() -> None:
         terms["total"].backward()
         nn.utils.clip_grad_norm_(match.parameters(), 5.0)
         optimizer.step()
-        average.update_parameters(student)
         done += 1
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.item() / LOG_EVERY
@@ -319,7 +312,6 @@ def main() -> None:
             saved = time.perf_counter()
             state = {
                 "match": match.state_dict(),
-                "average": average.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "done": done,
                 "seconds": saved - start,
@@ -329,7 +321,7 @@ def main() -> None:
             stored.with_suffix(".new").replace(stored)
     # Without the classifier of ImageNet: a user's classes get their own.
     head = f"{student.pretrained_cfg['classifier']}."
-    tensors = {name: value for name, value in average.module.state_dict().items() if not name.startswith(head)}
+    tensors = {name: value for name, value in student.state_dict().items() if not name.startswith(head)}
     fold_normalisation(tensors)
     halves = {
         name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()
