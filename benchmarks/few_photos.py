@@ -21,13 +21,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from agridistill.data.folder import scan
+from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import inspect_photos, usable_samples
 from agridistill.data.leaf_ids import assign_leaf_ids
 
 
-def draw(photos: Path, out: Path, count: int, seed: int) -> dict[str, int]:
-    """Links `count` photos of each class to `out/few` and all others to `out/rest`; leaf groups stay whole."""
+def shuffled_leaves(photos: Path, seed: int) -> list[list[Sample]]:
+    """All readable photos in groups of one leaf, in random order."""
     folder = scan(photos)
     inspection = inspect_photos(folder)
     readable, _ = usable_samples(folder, inspection)
@@ -36,17 +36,25 @@ def draw(photos: Path, out: Path, count: int, seed: int) -> dict[str, int]:
         groups[sample.leaf_id].append(sample)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
+    return [groups[leaf] for leaf in order]
+
+
+def link(photos: Path, members: list[Sample], out: Path) -> None:
+    """Links photos of a data folder into another one, `out`."""
+    for member in members:
+        file = out / member.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to((photos / member.path).resolve())
+
+
+def draw(photos: Path, out: Path, count: int, seed: int) -> None:
+    """Links `count` photos of each class to `out/few` and all others to `out/rest`; leaf groups stay whole."""
     taken: dict[int, int] = defaultdict(int)
-    for leaf in order:
-        members = groups[leaf]
+    for members in shuffled_leaves(photos, seed):
         label = members[0].label
         few = all(member.label == label for member in members) and taken[label] + len(members) <= count
         taken[label] += len(members) if few else 0
-        for member in members:
-            link = out / ("few" if few else "rest") / member.path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((photos / member.path).resolve())
-    return {folder.classes[label]: number for label, number in sorted(taken.items())}
+        link(photos, members, out / ("few" if few else "rest"))
 
 
 def command(*words: object) -> tuple[dict[str, Any], float]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -22,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from few_photos import link, shuffled_leaves
 from scipy.stats import t as student_t
-
-from agridistill.data.folder import scan
-from agridistill.data.inspection import inspect_photos, usable_samples
-from agridistill.data.leaf_ids import assign_leaf_ids
 
 FOLDS = 5
 _RECIPE = """
@@ -61,34 +57,26 @@ METHODS = ("ce", "kd", "at", "hybrid", "hybrid-hint")
 
 
 def deal(photos: Path, out: Path, fold: int, train: int, val: int) -> dict[str, int]:
-    """Links the photos of a fold to `out/train`, `out/val` and `out/test`; returns the number of photos in each."""
-    folder = scan(photos)
-    inspection = inspect_photos(folder)
-    readable, _ = usable_samples(folder, inspection)
-    groups = defaultdict(list)
-    for sample in assign_leaf_ids(folder, readable, inspection):
-        groups[sample.leaf_id].append(sample)
-    order = sorted(groups)
-    random.Random(0).shuffle(order)  # the same folds for each fold
+    """Links the photos of a fold to `out/train`, `out/val` and `out/test`; returns the number of photos in each.
+
+    Photos of the fold beyond `train` and `val`, and its leaves with more than one label, are in no part.
+    """
     sizes: dict[int, Counter[int]] = defaultdict(Counter)  # class -> fold -> photos
-    counts: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+    counts = {"train": 0, "val": 0, "test": 0}
     taken: Counter[tuple[str, int]] = Counter()
-    for leaf in order:
-        members = groups[leaf]
-        label = members[0].label
-        own = min(range(FOLDS), key=lambda number: (sizes[label][number], number))
-        sizes[label][own] += len(members)
+    for members in shuffled_leaves(photos, seed=0):  # the same order for each fold
+        label, number = members[0].label, len(members)
+        own = min(range(FOLDS), key=lambda each: (sizes[label][each], each))
+        sizes[label][own] += number
         part = "test"
         if own == fold:
-            room = {"train": train, "val": val}
-            part = next((p for p in room if taken[p, label] + len(members) <= room[p]), "")
-            taken[part, label] += len(members)
-        for member in members if part else ():
-            link = out / part / member.path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((photos / member.path).resolve())
+            one_label = all(member.label == label for member in members)
+            room = {"train": train, "val": val} if one_label else {}
+            part = next((p for p in room if taken[p, label] + number <= room[p]), "")
+            taken[part, label] += number
         if part:
-            counts[part] += len(members)
+            link(photos, members, out / part)
+            counts[part] += number
     return counts
 
 

@@ -71,7 +71,7 @@ def watch(
         stop: set this event to end the agent cleanly.
         listeners: functions to call for detections and alerts; None for none.
         once: also end when the folder or video has no new photos and all messages are delivered. Messages that
-            nobody accepts for 30 s are left for the next run.
+            no receiver accepts for 30 s are left for the next run.
         by_user: returns whether the user set `stop` with Ctrl-C; `AgentState.stopped` records it.
 
     Returns:
