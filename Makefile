@@ -26,7 +26,7 @@ $(CHECK_STAMP): pyproject.toml
 	@touch $(CHECK_STAMP)
 
 $(STAMP): $(CHECK_STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[train,export,report,search,edge,camera]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,export,report,search,edge,camera]" ./weights
 	@touch $(STAMP)
 
 # Heavy, and not to be had for every system: what needs it is skipped where it is missing, and says so.

@@ -2,11 +2,10 @@
 
     python benchmarks/leaf_weights.py PHOTOS OUT --model mobilenetv3_large_100 --others PICTURES
 
-The teacher is the packaged Lite0 as it is, with its 1,000 classes. Teacher and student see the same view: a crop of 5
-to 100 % of the photo in any direction, in strongly changed colours, half of the batches mixed from two photos (as in
-"The augmented image prior", Asano and Saeed 2023, arXiv 2112.00725, one photo's crops carry a teacher's knowledge).
-The student matches the maps after each stage, the features before the classifier, and the logits. At first each stage
-gets the teacher's maps, in the last 40 % of the steps the student's own.
+The student begins as the teacher, pruned (`leaf_pruning`). Then it learns by gradient: teacher and student see the same
+view, a crop of 5 to 100 % of the photo in any direction, in strongly changed colours, half of the batches mixed from
+two photos (as in "The augmented image prior", Asano and Saeed 2023, arXiv 2112.00725, one photo's crops carry a
+teacher's knowledge). The student matches the maps after each stage, the features before the classifier, and the logits.
 Labels are not used. Only the training split is read. With --others, half of each batch is cut from pictures of other
 things: leaves of a laboratory alone do not show what stands behind leaves in a field. A stopped run goes on from
 OUT/last.ckpt.
@@ -23,19 +22,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from leaf_pruning import prune
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agridistill.data.prepare import prepare_data
 from agridistill.losses import kd_loss
-from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD
 from agridistill.models import create_model
 from agridistill.preprocess import read_photo
 from agridistill.storage import replacing
 
 TEACHER, NUM_CLASSES = "efficientnet_lite0_even", 1000
 SIDE = 224
-MEAN, STD = 0.5, 0.5  # of the teacher; in training the student's, too
+MEAN, STD = 0.5, 0.5  # of the teacher's input, and so of the student's
+PRUNING_VIEWS = 1024
 LOG_EVERY, SAVE_EVERY_S = 50, 120.0
 
 
@@ -155,9 +155,7 @@ class Match(nn.Module):
     """The student under the teacher, stage by stage. Every term but `logits` is 1 - R^2: 0 if equal, 1 for a constant.
 
     MobileNetV3-Large and EfficientNet-Lite0 have the same widths after each of their first five stages, so channels are
-    compared one by one. After a stage that is `forced`, the next one gets the teacher's map in place of the student's:
-    so each stage learns at once what it has to compute, and does not wait for those before it (block-wise distillation,
-    Wang et al. 2018, "Progressive blockwise knowledge distillation").
+    compared one by one; after the sixth, a learnt 1x1 convolution is between them.
     """
 
     STAGES = 5
@@ -169,8 +167,8 @@ class Match(nn.Module):
         widths = [_widths_of(model)[: self.STAGES] for model in (student, teacher)]
         if widths[0] != widths[1]:
             raise SystemExit(f"expected a student with stages of {widths[1]} channels; got {widths[0]}")
-        self.to_last = nn.Conv2d(_widths_of(student)[5], _widths_of(teacher)[6], 1)
-        for k, width in enumerate((*widths[1], self.to_last.out_channels, 1280)):
+        self.to_sixth = nn.Conv2d(_widths_of(student)[5], _widths_of(teacher)[5], 1)
+        for k, width in enumerate((*widths[1], self.to_sixth.out_channels, 1280)):
             self.register_buffer(f"mean{k}", torch.zeros(width))
             self.register_buffer(f"var{k}", torch.zeros(width))
         self.register_buffer("seen", torch.zeros(()))
@@ -186,12 +184,12 @@ class Match(nn.Module):
             var.lerp_((wanted - mean.view(shape)).square().mean(dims), share)
         return ((found - wanted).square().mean(dims) / (var + 1e-4 * var.mean())).mean()
 
-    def forward(self, views: Tensor, forced: Tensor) -> dict[str, Tensor]:
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
         teacher, student = self._teacher[0], self.student
         maps = []
         with torch.no_grad():
             # Forwards alone are faster in bfloat16 on a processor that has it; the student's backward is not.
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
                 x = teacher.bn1(teacher.conv_stem(views))
                 for stage in teacher.blocks:
                     x = stage(x)
@@ -204,10 +202,8 @@ class Match(nn.Module):
         for k in range(self.STAGES):
             x = student.blocks[k](x)
             terms[f"stage{k}"] = self._unexplained(k, x, maps[k])
-            if forced[k]:
-                x = maps[k].contiguous(memory_format=torch.channels_last)
         x = student.blocks[5](x)
-        terms["last"] = self._unexplained(5, self.to_last(x), maps[6])
+        terms["stage5"] = self._unexplained(5, self.to_sixth(x), maps[5])
         pooled = student.forward_head(student.blocks[6](x), pre_logits=True)
         terms["pooled"] = self._unexplained(6, pooled, pooled_t)
         terms["logits"] = kd_loss(student.get_classifier()(pooled), logits_t, 1.0)
@@ -227,17 +223,14 @@ def _widths_of(model: nn.Module) -> list[int]:
     return found
 
 
-def fold_normalisation(tensors: dict[str, Tensor]) -> None:
-    """Changes the first layers of a student so that it takes photos normalised as timm's MobileNetV3 does.
-
-    The first convolution takes over the scale, the first batch norm's mean the shift. Only the padding at the border
-    differs: it is ImageNet's mean colour then, and was grey.
-    """
-    scale = torch.tensor(IMAGENET_STD) / STD
-    shift = (torch.tensor(IMAGENET_MEAN) - MEAN) / STD
-    kernel = tensors["conv_stem.weight"]
-    tensors["bn1.running_mean"] = tensors["bn1.running_mean"] - torch.einsum("oihw,i->o", kernel, shift)
-    tensors["conv_stem.weight"] = kernel * scale.view(1, 3, 1, 1)
+def drawn_views(photos: np.ndarray, others: np.ndarray | None, count: int, size: int, rng: torch.Generator) -> Tensor:
+    """Normalised views `(count, 3, size, size)`, half of them of `others` if there are any."""
+    if others is None:
+        batch = drawn_from(photos, count, rng)
+    else:
+        batch = torch.cat([drawn_from(photos, count // 2, rng), drawn_from(others, count // 2, rng)])
+    views = mixed(colours(crops(batch, size, rng), rng), rng)
+    return ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
 def main() -> None:
@@ -245,12 +238,11 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--others", type=Path, help="a folder of pictures of any things, the larger the better")
-    parser.add_argument("--start", type=Path, help="the last.ckpt of a finished run to go on from, with a new schedule")
     parser.add_argument("--model", default="mobilenetv3_large_100")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--views", type=int, default=400_000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--views", type=int, default=160_000)
+    parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -268,15 +260,22 @@ def main() -> None:
     steps, done, seconds = given.views // given.batch_size, 0, 0.0
     stored = given.out / "last.ckpt"
     log: list[dict[str, float]] = []
-    if given.start and not stored.exists():
-        match.load_state_dict(torch.load(given.start, weights_only=True)["match"])
     if stored.exists():
         state = torch.load(stored, weights_only=True)
         match.load_state_dict(state["match"])
         optimizer.load_state_dict(state["optimizer"])
         done, seconds, log = state["done"], state["seconds"], state["log"]
         print(f"goes on at step {done:,} of {steps:,}", flush=True)
-    start, saved, sums = time.perf_counter() - seconds, time.perf_counter(), {}
+    else:
+        rng = torch.Generator().manual_seed(given.seed + 10**9)
+        many = range(PRUNING_VIEWS // given.batch_size)
+        views = torch.cat([drawn_views(photos, others, given.batch_size, given.size, rng) for _ in many])
+        matrix, shift = prune(student, teacher, views)
+        with torch.no_grad():
+            match.to_sixth.weight.copy_(matrix[..., None, None])
+            match.to_sixth.bias.copy_(shift)
+        match.train()
+    start, saved, sums, summed = time.perf_counter() - seconds, time.perf_counter(), {}, 0
     while done < steps:
         progress = done / steps
         factor = max(0.01, progress / 0.03) if progress < 0.03 else 0.5 * (1 + math.cos(math.pi * progress))
@@ -284,30 +283,22 @@ def main() -> None:
             group["lr"] = given.lr * factor
         # Seeded by step: a run that goes on draws what it would have drawn.
         rng = torch.Generator().manual_seed(given.seed * 1_000_003 + done)
-        if others is None:
-            batch = drawn_from(photos, given.batch_size, rng)
-        else:
-            half = given.batch_size // 2
-            batch = torch.cat([drawn_from(photos, half, rng), drawn_from(others, half, rng)])
-        views = mixed(colours(crops(batch, given.size, rng), rng), rng)
-        views = ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        # Whether each stage is followed by the teacher's map: always at first, never in the last 40 % of the steps.
-        forced = torch.rand(Match.STAGES, generator=rng) >= progress / 0.6
-        terms = match(views, forced)
+        terms = match(drawn_views(photos, others, given.batch_size, given.size, rng))
         optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         nn.utils.clip_grad_norm_(match.parameters(), 5.0)
         optimizer.step()
         done += 1
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / LOG_EVERY
+            sums[name] = sums.get(name, 0.0) + value.item()
+        summed += 1
         if done % LOG_EVERY == 0:
             now = time.perf_counter()
-            log.append({"step": done, **{name: round(value, 4) for name, value in sums.items()}})
+            log.append({"step": done, **{name: round(value / summed, 4) for name, value in sums.items()}})
             rate = done * given.batch_size / (now - start)
             left = (steps - done) * given.batch_size / rate / 60
             print(json.dumps(log[-1]), f"{rate:.0f} photos/s, {left:.0f} min left", flush=True)
-            sums = {}
+            sums, summed = {}, 0
         if done == steps or time.perf_counter() - saved > SAVE_EVERY_S:
             saved = time.perf_counter()
             state = {
@@ -321,10 +312,10 @@ def main() -> None:
             stored.with_suffix(".new").replace(stored)
     # Without the classifier of ImageNet: a user's classes get their own.
     head = f"{student.pretrained_cfg['classifier']}."
-    tensors = {name: value for name, value in student.state_dict().items() if not name.startswith(head)}
-    fold_normalisation(tensors)
     halves = {
-        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in student.state_dict().items()
+        if not name.startswith(head)
     }
     save_file(halves, given.out / f"{given.model}.safetensors")
     (given.out / "log.json").write_text(

@@ -24,7 +24,7 @@ from agridistill.models import (
     pretrained_normalisation,
     save_weights,
 )
-from agridistill.models.weights import PACKAGED, PackagedWeights, read_weights
+from agridistill.models.weights import LEAF, PACKAGED, PackagedWeights, read_weights, start_path
 
 LITE0 = PACKAGED["tf_efficientnet_lite0"]
 STUDENT = "mobilenetv3_small_050"
@@ -185,9 +185,12 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
     start = describe_start("efficientnet_lite0_even", True, None)
     assert (start["source"], start["package"], start["licence"]) == ("package", LITE0.package, "Apache-2.0")
     assert start["sha256"] == package.sha256
-    (tmp_path / "w.pth").write_bytes(b"some")
+    (tmp_path / "copy.pth").write_bytes(b"some")
+    assert describe_start("efficientnet_lite0_even", True, tmp_path / "copy.pth") == start
+    (tmp_path / "w.pth").write_bytes(b"other")
     file = describe_start(STUDENT, True, tmp_path / "w.pth")
-    assert file == {"source": "file", "file": str(tmp_path / "w.pth"), "sha256": package.sha256}
+    digest = hashlib.sha256(b"other").hexdigest()
+    assert file == {"source": "file", "file": str(tmp_path / "w.pth"), "sha256": digest}
     run = describe_start("swin_nano_patch4_window4_64", True, teacher_run)
     assert run["source"] == "run"
     assert run["sha256"] == hashlib.sha256((teacher_run / "model.safetensors").read_bytes()).hexdigest()
@@ -365,3 +368,46 @@ def test_a_run_of_other_classes_lends_all_but_its_classifier_and_says_so(
     assert not caplog.records
     create_model(STUDENT, 3, weights=file)
     assert "five.safetensors' has no classifier for these classes: the classifier starts from" in caplog.text
+
+
+needs_leaf = pytest.mark.skipif(
+    not all(each.is_installed for each in LEAF.values()), reason="needs the leaf weights: pip install ./weights"
+)
+
+
+@needs_leaf
+@pytest.mark.parametrize("name", LEAF)
+def test_leaf_weights_fit_their_network_all_but_the_classifier(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = start_path("leaf", name)
+    assert file.stat().st_size <= 10_000_000
+    model = create_model(name, 4, weights=file)
+    assert "the classifier starts from random weights" in caplog.text
+    tensors = read_weights(file)
+    for key, value in model.state_dict().items():
+        assert key.startswith("classifier.") or torch.equal(value, tensors[key].to(value.dtype)), key
+    # Where the weights come from goes to the model's card, with their licence.
+    start = describe_start(name, True, file)
+    assert (start["source"], start["licence"]) == ("package", "CC-BY-SA-4.0")
+    assert start["sha256"] == LEAF[name].sha256
+
+
+def test_leaf_weights_of_another_network_name_the_networks_that_have_them() -> None:
+    with pytest.raises(ModelError, match="expected leaf weights for 'swin_tiny_patch4_window7_224'") as refused:
+        start_path("leaf", "swin_tiny_patch4_window7_224")
+    assert all(name in str(refused.value) for name in LEAF)
+
+
+def test_leaf_weights_that_are_not_installed_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(iter(LEAF))
+    absent = dataclasses.replace(LEAF[name], module="no_such_leaf_weights")
+    monkeypatch.setattr("agridistill.models.weights.LEAF", {name: absent})
+    with pytest.raises(ModelError, match=r"pip install \./weights"):
+        start_path("leaf", name)
+
+
+def test_a_path_named_leaf_is_not_taken_for_the_leaf_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert start_path("runs/leaf", STUDENT) == Path("runs/leaf")
+    (tmp_path / "leaf").mkdir()
+    with pytest.raises(ModelError, match="a file or folder 'leaf' here"):
+        start_path("leaf", next(iter(LEAF)))

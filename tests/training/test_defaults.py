@@ -14,6 +14,7 @@ import tomli_w
 from agridistill.config import distill_config, train_config
 from agridistill.training.defaults import (
     EMBEDDED,
+    LEAF_STUDENT,
     STUDENT,
     TEACHER,
     Situation,
@@ -147,3 +148,25 @@ def test_the_embedded_network_is_trained_alike_whether_named_or_chosen() -> None
 def test_the_situation_counts_the_photos_that_will_be_learnt_from(leaves: Path) -> None:
     situation = situation_of(leaves, {"data": {"labels": 0.5, "val_fraction": 0.25, "test_fraction": 0.25}})
     assert situation.photos == 24
+
+
+def test_the_student_of_few_photos_starts_from_leaf_weights_where_no_hub_has_better_ones() -> None:
+    laptop = replace(LAPTOP, teacher=EMBEDDED, leaf=True)
+    choice = choose("distill", {}, laptop)
+    config = distill_config(choice.recipe)
+    assert (config.distill.model, config.distill.weights) == (LEAF_STUDENT, "leaf")
+    assert config.distill.head_first
+    assert config.distill.freeze_norm
+    assert "from leaf weights" in choice.reason
+    assert choose("distill", {}, replace(laptop, hub=lambda: True)).recipe["distill"]["model"] == STUDENT
+    assert choose("distill", {}, replace(laptop, photos=9000)).recipe["distill"]["model"] == STUDENT
+    without = choose("distill", {}, replace(laptop, leaf=False))
+    assert without.recipe["distill"]["pretrained"] is False
+    assert "pip install ./weights" in without.reason
+
+
+def test_named_leaf_weights_bring_their_network_and_keep_what_the_user_set() -> None:
+    given = {"train": {"weights": "leaf", "epochs": 3}, "data": {"image_size": 160}}
+    config = train_config(choose("train", given, LAPTOP).recipe)
+    assert (config.train.model, config.train.epochs, config.data.image_size) == (LEAF_STUDENT, 3, 160)
+    assert config.train.layer_decay < 1

@@ -9,6 +9,7 @@ from agridistill.models.factory import (
     create_model,
     describe_start,
     hub_reachable,
+    known_weights,
     packaged,
     pretrained_normalisation,
     require_known_model,
@@ -24,9 +25,19 @@ from agridistill.models.teacher import (
     network_of,
     normalise_batch,
 )
-from agridistill.models.weights import Channels, load_weights, save_weights, weights_file
+from agridistill.models.weights import (
+    LEAF,
+    LEAF_WEIGHTS,
+    Channels,
+    load_weights,
+    save_weights,
+    start_path,
+    weights_file,
+)
 
 __all__ = [
+    "LEAF",
+    "LEAF_WEIGHTS",
     "OUTPUTS_VERSION",
     "VARIANTS",
     "Channels",
@@ -38,6 +49,7 @@ __all__ = [
     "create_model",
     "describe_start",
     "hub_reachable",
+    "known_weights",
     "load_backend",
     "load_network",
     "load_weights",
@@ -47,5 +59,6 @@ __all__ = [
     "pretrained_normalisation",
     "require_known_model",
     "save_weights",
+    "start_path",
     "weights_file",
 ]

