@@ -3,6 +3,7 @@
 Other packages import the names below from here, not from the modules `factory`, `weights`, `taps` and `teacher`.
 """
 
+from agridistill.models.attention import aligned_stride, with_attention
 from agridistill.models.factory import (
     VARIANTS,
     complexity,
@@ -34,6 +35,7 @@ __all__ = [
     "StageTap",
     "TeacherKind",
     "TorchBackend",
+    "aligned_stride",
     "complexity",
     "create_model",
     "describe_start",
@@ -48,4 +50,5 @@ __all__ = [
     "require_known_model",
     "save_weights",
     "weights_file",
+    "with_attention",
 ]
