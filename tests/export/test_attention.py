@@ -13,7 +13,7 @@ from agridistill import api
 from agridistill.errors import ModelError
 from agridistill.export import artefact
 from agridistill.export.artefact import export
-from agridistill.manifest import ModelManifest, Preprocessing, Precision
+from agridistill.manifest import ModelManifest, Precision, Preprocessing
 from agridistill.preprocess import Pixels
 from agridistill.runtime.predictor import read_pixels
 
@@ -65,7 +65,9 @@ def test_the_map_is_that_of_the_deepest_stage_that_the_run_aligned(
     student_run: Path, photos: Pixels, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
-    (run / "recipe.toml").write_text("[objective]\npairs = [{student = 16, teacher = 16}, {student = 32, teacher = 32}]")
+    (run / "recipe.toml").write_text(
+        "[objective]\npairs = [{student = 16, teacher = 16}, {student = 32, teacher = 32}]"
+    )
     export(run, tmp_path / "leaf.onnx", attention=True, force=True)
     expected, found = (api.load(model).backend.attention(photos) for model in (run, tmp_path / "leaf.onnx"))  # type: ignore[attr-defined]
     assert found.shape == (len(photos), 2, 2)

@@ -75,6 +75,8 @@ def test_the_network_itself_is_not_changed() -> None:
     code = model.code
     with_attention(model, 16)
     assert model.code == code
+    with pytest.raises(ModelError, match="a timm model with feature_info"):
+        StageTap(model, [16])  # its stages are never called, so a tap would wait for ever
     assert isinstance(model(photos()), Tensor)
 
 

@@ -44,10 +44,11 @@ def with_attention(network: nn.Module, stride: int) -> nn.Module:
         ModelError: the network has no stage of this stride. For a stage whose output has no height and width, the
             returned network raises it.
     """
-    entry = stage_info(network, stride)
     if not isinstance(network, fx.GraphModule):
+        stage_info(network, stride)
         return _Tapped(network, stride)
     # A traced network has no stages left to tap, but each node knows the modules that it came from.
+    entry = stage_info(network, stride, network.meta.get("feature_info"))
     tapped = copy.deepcopy(network)
     inside = [node for node in tapped.graph.nodes if entry["module"] in node.meta.get("nn_module_stack", {})]
     output = tapped.graph.output_node()

@@ -71,7 +71,7 @@ def folded(network: nn.Module) -> fx.GraphModule:
             f"{type(network).__name__} ({error})",
             "export it in fp32",
         ) from None
-    graph.meta["feature_info"] = getattr(network, "feature_info", None)
+    graph.meta["feature_info"] = getattr(network, "feature_info", None)  # for `with_attention`
     for node, norm in _calls(graph, nn.BatchNorm2d):
         conv = _conv_before(graph, node)
         if conv is None:

@@ -217,17 +217,17 @@ class StageTap:
         self._held[stride, index] = args[0]
 
 
-def stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
+def stage_info(model: nn.Module, stride: int, info: Any = None) -> Mapping[str, Any]:
     """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers.
 
-    Its "module" is the path of the stage's module, its "num_chs" the number of channels.
+    Its "module" is the path of the stage's module, its "num_chs" the number of channels. `info` replaces the model's
+    own `feature_info`.
 
     Raises:
         ModelError: the model has no stage of this stride.
     """
     name = type(model).__name__
-    # torch.fx keeps only the modules and the dict `meta` of a network that it traces.
-    info: Any = getattr(model, "feature_info", None) or getattr(model, "meta", {}).get("feature_info")
+    info = info or getattr(model, "feature_info", None)
     if not info:
         raise ModelError("a timm model with feature_info", name, "create it with timm.create_model")
     stages = {int(entry["reduction"]): entry for entry in getattr(info, "info", info) if entry.get("module")}
