@@ -158,6 +158,7 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
         ("export", ("run", "leaf.onnx"), {"precision": "int4"}, "for 'precision'; got 'int4'; did you mean 'int8'?"),
         ("export", ("run", "leaf.onnx"), {"answers": 95}, "a number from 0 to 1 for 'answers'; got 95 (int)"),
         ("export", ("run", "leaf.onnx"), {"force": 1}, "expected True or False for 'force'; got 1 (int)"),
+        ("export", ("run", "leaf.onnx"), {"attention": 1}, "expected True or False for 'attention'; got 1 (int)"),
         ("benchmark", (None,), {}, "expected a list of models for 'models'; got None"),
         ("benchmark", ([None],), {}, PATHS.format("models", "None")),
         ("benchmark", ([],), {}, "expected at least one model; got none"),

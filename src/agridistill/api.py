@@ -140,6 +140,7 @@ def export(
     precision: Literal["fp32", "int8"] = "fp32",
     micro: bool = False,
     batch: int | None = None,
+    attention: bool = False,
     data: Path | str | None = None,
     split_file: Path | str | None = None,
     label_file: Path | str | None = None,
@@ -160,6 +161,9 @@ def export(
         precision: number format of weights and activations.
         micro: writes an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h`.
         batch: 1 fixes the batch size of an `.onnx` file to 1; None allows any.
+        attention: adds a second output to an `.onnx` file, "attention" `(N, H, W)` float32: where the network finds
+            most to see, divided by the largest value. It is the map of the deepest stage that the run aligned with its
+            teacher's, or of stride 16. `Predictor.explain` uses it.
         data: the photos that the run was trained on; None takes the folder that is stored in the run.
         split_file: a split made by `data split`, needed only if the run has not stored its own.
         answers: share of right answers (0 to 1) that the abstention threshold is chosen for.
@@ -178,6 +182,7 @@ def export(
     require_share("answers", answers)
     require_flag("force", force)
     require_flag("micro", micro)
+    require_flag("attention", attention)
     if batch is not None and batch != 1:
         raise ConfigError("1 or None for 'batch'", described(batch), "leave it out")
     require_callable("progress", progress)
@@ -190,6 +195,7 @@ def export(
         precision=precision,
         micro=micro,
         batch=batch,
+        attention=attention,
         data=photos,
         layout=to_layout(label_file, label_columns, nested),
         split_file=splits,

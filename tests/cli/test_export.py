@@ -38,6 +38,7 @@ def test_it_tells_what_was_written_and_what_it_is_worth(student_run: Path, tmp_p
     [
         (["--out", "leaf.tflite", "--format", "onnx"], "--format onnx writes .onnx files, not 'leaf.tflite'"),
         (["--out", ".", "--format", "onnx"], "expected a file name that ends in .onnx or .tflite; got '.'"),
+        (["--out", "leaf.tflite", "--attention"], "expected an .onnx file for --attention; got 'leaf.tflite'"),
         (["--out", "leaf.pt"], "expected a file name that ends in .onnx or .tflite; got 'leaf.pt'"),
         (["--out", "leaf.onnx", "--data", "nowhere"], "'nowhere'"),
     ],

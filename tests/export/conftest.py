@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,21 @@ def deployable(lively_network: nn.Module, patches: NDArray[np.uint8]) -> Callabl
             return network, manifest, network(batch).numpy(), plain(batch).numpy()
 
     return made
+
+
+@pytest.fixture(scope="session")
+def fp32(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from agridistill.export.artefact import export
+
+    out = tmp_path_factory.mktemp("fp32") / "leaf.onnx"
+    export(student_run, out, force=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def int8(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from agridistill.export.artefact import export
+
+    out = tmp_path_factory.mktemp("int8") / "leaf.onnx"
+    export(student_run, out, precision="int8", force=True)
+    return out

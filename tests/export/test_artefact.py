@@ -26,20 +26,6 @@ from agridistill.export.parity import Gate, compare
 from agridistill.manifest import ModelManifest, read_manifest
 
 
-@pytest.fixture(scope="module")
-def fp32(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("fp32") / "leaf.onnx"
-    export(student_run, out, force=True)
-    return out
-
-
-@pytest.fixture(scope="module")
-def int8(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "leaf.onnx"
-    export(student_run, out, precision="int8", force=True)
-    return out
-
-
 def test_an_artefact_answers_as_its_run_does(student_run: Path, fp32: Path, patches: NDArray[np.uint8]) -> None:
     expected = api.load(student_run).backend.logits(patches)
     np.testing.assert_allclose(api.load(fp32).backend.logits(patches), expected, rtol=1e-3, atol=1e-4)

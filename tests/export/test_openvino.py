@@ -14,6 +14,7 @@ from agridistill import api
 from agridistill.errors import ModelError
 from agridistill.export.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
+from agridistill.models import with_attention
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,31 @@ def test_openvino_computes_what_the_network_computes(
     # Photo by photo as in a batch, and a result that the next call leaves alone.
     alone = [backend.logits(patch[None]) for patch in patches]
     np.testing.assert_allclose(np.concatenate(alone), found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("int8", "batch"), [(False, None), (True, 1)])
+def test_openvino_gives_the_attention_of_a_file_that_has_it(
+    deployable: Callable[[bool], tuple[Any, ...]],
+    patches: NDArray[np.uint8],
+    tmp_path: Path,
+    int8: bool,
+    batch: int | None,
+) -> None:
+    network, manifest, *_ = deployable(int8)
+    plain, file = tmp_path / "plain.onnx", tmp_path / "leaf.onnx"
+    for out, form in ((plain, network), (file, with_attention(network, 16))):
+        model = to_onnx(form, manifest.preprocessing, int8=int8, batch=batch, attention=out is file)
+        out.write_bytes(model.SerializeToString())
+        manifest.with_weights(out).write(out.with_suffix(".json"))
+    of_plain, backend, other = (
+        api.load(each, engine=engine, threads=1).backend
+        for each, engine in ((plain, "openvino"), (file, "openvino"), (file, "onnxruntime"))
+    )
+    np.testing.assert_array_equal(backend.logits(patches), of_plain.logits(patches))
+    expected, found = (each.attention(patches) for each in (other, backend))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found, expected, atol=0.1 if int8 else 1e-4)
+    with pytest.raises(ModelError, match="export it with --attention"):
+        of_plain.attention(patches)  # type: ignore[attr-defined]
 
 
 def test_a_file_that_openvino_cannot_run_is_one_error(tmp_path: Path) -> None:

@@ -116,6 +116,29 @@ def test_a_run_folder_gives_its_own_attention(teacher_run: Path, leaves: Path) -
     assert found.prediction.label == predictor.predict(photo).label
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_a_file_with_attention_gives_it_for_one_more_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip(engine)
+    from tests.colour_model import colour_model_file
+
+    predictor, photo = load(colour_model_file(tmp_path, attention=True), engine=engine), spotted(16)
+    backend, runs = predictor.backend, []
+    computed = backend._computed  # type: ignore[attr-defined]
+    monkeypatch.setattr(backend, "_computed", lambda *words: (runs.append(words), computed(*words))[1])
+    found = predictor.explain(photo)
+    assert (found.method, found.prediction.label) == ("attention", "red")
+    np.testing.assert_allclose(found.map, photo.max(axis=2) / 255, atol=1e-6)
+    assert len(runs) == 2
+    assert "(its attention map)" in found.caption
+
+
+def test_a_file_without_attention_is_explained_by_covering(colour_model: Path) -> None:
+    assert load(colour_model).explain(spotted(16)).method == "occlusion"
+
+
 def test_a_network_without_stages_of_maps_is_explained_by_covering() -> None:
     timm = pytest.importorskip("timm")
     from agridistill.models import TorchBackend

@@ -59,6 +59,9 @@ def export(
         int | None,
         Option(min=1, max=1, help="Fix the batch size of an .onnx file to 1, for tract, IREE and (in fp32) MNN."),
     ] = None,
+    attention: Annotated[
+        bool, Option("--attention", help="Add a second output to an .onnx file: a map of where the network looks.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Convert the network of a run to one file for a device, which normalises the pixels itself and returns logits.
@@ -83,6 +86,7 @@ def export(
             precision=precision,
             micro=format == "micro",
             batch=batch,
+            attention=attention,
             data=data,
             layout=layout,
             split_file=splits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -35,7 +36,7 @@ from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
 from agridistill.export.litert import c_sources, micro_needs, require_micro_target
 from agridistill.export.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest, Precision
-from agridistill.models import TorchBackend, complexity, load_network
+from agridistill.models import TorchBackend, aligned_stride, complexity, load_network, with_attention
 from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
@@ -94,6 +95,7 @@ def export(
     precision: Precision = "fp32",
     micro: bool = False,
     batch: int | None = None,
+    attention: bool = False,
     data: Path | None = None,
     split_file: Path | None = None,
     layout: Layout | None = None,
@@ -113,8 +115,10 @@ def export(
         DataError: the validation photos cannot be found or read.
         MissingExtraError: the converter is not installed.
     """
-    _require_target(out, precision, micro=micro, batch=batch)
+    _require_target(out, precision, micro=micro, batch=batch, attention=attention)
     network, manifest = load_network(run)
+    if attention:
+        _require_attention(network, manifest, aligned_stride(run))
     if manifest.precision == "int8" and precision != "int8":
         raise ModelError("a run that was trained in fp32", f"'{run}', trained for int8", "pass --precision int8")
     if data is None or layout is None:
@@ -128,6 +132,8 @@ def export(
     if precision == "int8":
         begin(progress, "rounding to int8")
     converted = _as_wanted(network, manifest, precision, train, micro=micro)
+    if attention:
+        converted = with_attention(converted, aligned_stride(run))
     familiarity = familiarity_of(train.root, train.samples, val.samples, manifest.preprocessing, progress)
     manifest = replace(manifest, familiarity=familiarity.to_json() if familiarity else {})
     compared = (val.samples, _more_to_compare(val, train, choose))
@@ -140,7 +146,8 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
         begin(progress, f"converting to {precision} {out.suffix}")
-        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8", batch=batch))
+        int8 = precision == "int8"
+        file.write_bytes(_converted(converted, manifest, out.suffix, int8=int8, batch=batch, attention=attention))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
         engine = engines_of_file(file)[0]
@@ -177,7 +184,7 @@ def export(
     return result
 
 
-def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None) -> None:
+def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None, attention: bool) -> None:
     """Checks the arguments of an export, and that its converter is installed (without the slow import of it)."""
     if out.suffix not in _CONVERTERS:
         raise ModelError("a file name that ends in .onnx or .tflite", f"'{out}'", "correct --out")
@@ -187,11 +194,26 @@ def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None
         require_micro_target(out, precision)
     if batch is not None and (batch != 1 or out.suffix != ".onnx"):
         raise ModelError("a batch size of 1 and an .onnx file", f"{batch} for '{out.name}'", "leave out --batch")
+    if attention and out.suffix != ".onnx":
+        raise ModelError("an .onnx file for --attention", f"'{out.name}'", "leave out --attention")
     modules, extra, what = _CONVERTERS[out.suffix]
     missing = next((name for name in modules if find_spec(name) is None), None)
     if missing is not None:
         needed, remedy = f"{what}, to write {out.suffix} files", f"pip install 'agridistill[{extra}]'"
         raise MissingExtraError(needed, f"no module '{missing}'", remedy)
+
+
+def _require_attention(network: nn.Module, manifest: ModelManifest, stride: int) -> None:
+    """Refuses, before anything slow, a network without attention maps."""
+    size = manifest.preprocessing.image_size
+    try:
+        # A copy, because eval mode and memory format of the network itself must stay as they are without attention.
+        TorchBackend(copy.deepcopy(network), manifest, torch.device("cpu"), attention_stride=stride).attention(
+            np.zeros((1, size, size, 3), np.uint8)
+        )
+    except ModelError as error:
+        expected = f"a network with feature maps at stride {stride}, for --attention"
+        raise ModelError(expected, f"'{manifest.model}' ({error.got})", "leave out --attention") from None
 
 
 def _require_own_manifest(out: Path) -> None:
@@ -242,7 +264,9 @@ def _as_wanted(
     return with_rounded_logits(converted, batches()) if micro else converted
 
 
-def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None) -> bytes:
+def _converted(
+    network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None, attention: bool
+) -> bytes:
     """Converts the network and returns the content of the file.
 
     Raises:
@@ -252,7 +276,8 @@ def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8
         if suffix == ".onnx":
             from agridistill.export.onnx import to_onnx
 
-            return bytes(to_onnx(network, manifest.preprocessing, int8=int8, batch=batch).SerializeToString())
+            model = to_onnx(network, manifest.preprocessing, int8=int8, batch=batch, attention=attention)
+            return bytes(model.SerializeToString())
         from agridistill.export.litert import to_litert
 
         return to_litert(network, manifest.preprocessing, int8=int8)

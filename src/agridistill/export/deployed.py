@@ -28,12 +28,16 @@ from agridistill.models.rounding import (
 )
 from agridistill.progress import STDERR, STDOUT, captured_output
 
+Outputs = Tensor | tuple[Tensor, Tensor]
+"""Logits `(N, K)` float32, or logits and attention maps `(N, H, W)` float32."""
+
 
 class Deployed(nn.Module):
     """A network that includes its preprocessing, so a device cannot use a wrong mean or standard deviation.
 
     Args:
-        network: takes normalised photos `(N, 3, S, S)` and returns logits `(N, K)`; it is copied.
+        network: takes normalised photos `(N, 3, S, S)` and returns logits `(N, K)`, or logits and attention maps
+            `(N, H, W)` (see `models.with_attention`); it is copied.
         preprocessing: the preprocessing that the network expects.
     """
 
@@ -41,17 +45,17 @@ class Deployed(nn.Module):
         super().__init__()
         self.network, self.preprocessing = _for_export(network), preprocessing
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
-        logits: Tensor = self.network(normalise_batch(pixels.permute(0, 3, 1, 2), self.preprocessing))
-        return logits
+    def forward(self, pixels: Tensor) -> Outputs:
+        """Computes the network's outputs for photos `(N, S, S, 3)` uint8."""
+        outputs: Outputs = self.network(normalise_batch(pixels.permute(0, 3, 1, 2), self.preprocessing))
+        return outputs
 
 
 class DeployedInt8(nn.Module):
     """An int8 network that takes uint8 photos: their pixel values are the int8 levels of its first convolution.
 
     Args:
-        network: from `models.quantised`, calibrated; it is copied.
+        network: from `models.quantised`, calibrated, and with or without `models.with_attention`; it is copied.
         unsigned: True for a format with levels from 0 to 255, as pixels have; False for levels from -128 to 127, to
             which the pixels are shifted first.
         operators: holds the quantise and dequantise operators to use: those of `models.rounding`, or others with
@@ -62,10 +66,10 @@ class DeployedInt8(nn.Module):
         super().__init__()
         self.network = _written_out(network, unsigned, operators)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
-        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))
-        return logits
+    def forward(self, pixels: Tensor) -> Outputs:
+        """Computes the network's outputs for photos `(N, S, S, 3)` uint8."""
+        outputs: Outputs = self.network(pixels.permute(0, 3, 1, 2))
+        return outputs
 
 
 def _for_export(network: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ op: Any = opset18
 
 
 def to_onnx(
-    network: nn.Module, preprocessing: Preprocessing, *, int8: bool, batch: int | None = None
+    network: nn.Module, preprocessing: Preprocessing, *, int8: bool, batch: int | None = None, attention: bool = False
 ) -> onnx.ModelProto:
     """Converts a network to an ONNX model.
 
@@ -35,9 +35,11 @@ def to_onnx(
         preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
         int8: whether to write an int8 model.
         batch: fixed batch size N, for engines that need fixed shapes; None allows any N.
+        attention: whether the network returns logits and attention maps (`models.with_attention`), not logits alone.
 
     Returns:
-        A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32.
+        A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32; with `attention`
+        it has a second output `attention` `(N, H, W)` float32.
     """
     deployed = (DeployedInt8(network, unsigned=True) if int8 else Deployed(network, preprocessing)).eval()
     size = preprocessing.image_size
@@ -46,7 +48,7 @@ def to_onnx(
             deployed,
             (torch.zeros(batch or 2, size, size, 3, dtype=torch.uint8),),
             input_names=["pixels"],
-            output_names=["logits"],
+            output_names=["logits", "attention"] if attention else ["logits"],
             dynamic_shapes=None if batch else {"pixels": {0: torch.export.Dim("photos")}},
             opset_version=OPSET,
             custom_translation_table=_TRANSLATIONS if int8 else None,

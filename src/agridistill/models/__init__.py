@@ -3,6 +3,7 @@
 Other packages import the names below from here, not from the modules `factory`, `weights`, `taps` and `teacher`.
 """
 
+from agridistill.models.attention import aligned_stride, with_attention
 from agridistill.models.factory import (
     VARIANTS,
     complexity,
@@ -45,6 +46,7 @@ __all__ = [
     "StageTap",
     "TeacherKind",
     "TorchBackend",
+    "aligned_stride",
     "complexity",
     "create_model",
     "describe_start",
@@ -61,4 +63,5 @@ __all__ = [
     "save_weights",
     "start_path",
     "weights_file",
+    "with_attention",
 ]

@@ -71,6 +71,7 @@ def folded(network: nn.Module) -> fx.GraphModule:
             f"{type(network).__name__} ({error})",
             "export it in fp32",
         ) from None
+    graph.meta["feature_info"] = getattr(network, "feature_info", None)  # for `with_attention`
     for node, norm in _calls(graph, nn.BatchNorm2d):
         conv = _conv_before(graph, node)
         if conv is None:
@@ -306,4 +307,6 @@ def _conv_before(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
 def _insert_after(graph: fx.GraphModule, node: fx.Node, name: str) -> None:
     with graph.graph.inserting_after(node):
         call = graph.graph.call_module(name, (node,))
+    # What is inserted belongs to the same module of the network, so it may be the output of its stage.
+    call.meta = dict(node.meta)
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

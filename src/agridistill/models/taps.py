@@ -120,7 +120,7 @@ class StageTap:
         # Find all modules before setting the first hook, so that an error leaves the model unchanged.
         stages: dict[int, nn.Module] = {}
         for stride in strides:
-            entry = _stage_info(model, stride)
+            entry = stage_info(model, stride)
             self._channels[stride] = int(entry["num_chs"])
             stages[stride] = model.get_submodule(entry["module"])
             if kind == "window":
@@ -217,10 +217,17 @@ class StageTap:
         self._held[stride, index] = args[0]
 
 
-def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
-    """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers."""
+def stage_info(model: nn.Module, stride: int, info: Any = None) -> Mapping[str, Any]:
+    """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers.
+
+    Its "module" is the path of the stage's module, its "num_chs" the number of channels. `info` replaces the model's
+    own `feature_info`.
+
+    Raises:
+        ModelError: the model has no stage of this stride.
+    """
     name = type(model).__name__
-    info: Any = getattr(model, "feature_info", None)
+    info = info or getattr(model, "feature_info", None)
     if not info:
         raise ModelError("a timm model with feature_info", name, "create it with timm.create_model")
     stages = {int(entry["reduction"]): entry for entry in getattr(info, "info", info) if entry.get("module")}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, Preprocessing, read_manifest
+from agridistill.models.attention import ATTENTION_STRIDE, aligned_stride, with_attention
 from agridistill.models.factory import create_model
 from agridistill.models.int8 import quantised
 from agridistill.models.taps import StageTap
@@ -24,8 +25,6 @@ OUTPUTS_VERSION = 2
 # The teacher's output besides logits: attention maps of one of two kinds, or feature maps.
 TeacherKind = Literal["activation", "window", "features"]
 
-# Reports show attention at this stride.
-_ATTENTION_STRIDE = 16
 # Rounding of matrix products depends on their shape, so a fixed batch size gives each photo the same result always.
 _BATCH_SIZE = 32
 
@@ -71,37 +70,51 @@ def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
 
 def load_backend(folder: Path) -> TorchBackend:
     """Loads the network of the finished run in `folder` as a backend; raises the errors of `load_network`."""
-    return TorchBackend(*load_network(folder))
+    network, manifest = load_network(folder)
+    return TorchBackend(network, manifest, attention_stride=aligned_stride(folder))
 
 
 class TorchBackend:
     """Runs a network in torch, with the same methods as the backends that run exported files.
 
-    With `device` None, it runs on a GPU if there is one, otherwise on the processor.
+    With `device` None, it runs on a GPU if there is one, otherwise on the processor. `attention_stride` selects the
+    stage whose attention `attention` returns.
     """
 
-    def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
-        self.manifest = manifest
+    def __init__(
+        self,
+        model: nn.Module,
+        manifest: ModelManifest,
+        device: torch.device | None = None,
+        *,
+        attention_stride: int = ATTENTION_STRIDE,
+    ) -> None:
+        self.manifest, self.attention_stride = manifest, attention_stride
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes logits `(N, K)` float32 for RGB photos `(N, S, S, 3)` uint8."""
-        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        logits: Tensor = self.model(normalise_batch(batch, self.manifest.preprocessing))
+        logits: Tensor = self.model(self._normalised(pixels))
         return logits.float().cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Computes attention maps `(N, S / 16, S / 16)` float32 for RGB photos `(N, S, S, 3)` uint8.
+        """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8.
+
+        H and W are S / `attention_stride`.
 
         Raises:
-            ModelError: the network has no stage of stride 16 whose output keeps height and width.
+            ModelError: the network has no stage of this stride whose output keeps height and width.
         """
-        with StageTap(self.model, strides=[_ATTENTION_STRIDE]) as tap:
-            self.logits(pixels)
-            return tap.maps()[_ATTENTION_STRIDE].cpu().numpy()
+        _, attention = with_attention(self.model, self.attention_stride)(self._normalised(pixels))
+        found: NDArray[np.float32] = attention.cpu().numpy()
+        return found
+
+    def _normalised(self, pixels: Pixels) -> Tensor:
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        return normalise_batch(batch, self.manifest.preprocessing)
 
 
 class LiveTeacher:

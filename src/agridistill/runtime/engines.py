@@ -21,12 +21,15 @@ from agridistill.progress import stderr_without_lines
 
 # Larger batches are no faster on a CPU, and each photo needs memory for activations: 3 MB at 128 px, 9 MB at 224 px.
 _PHOTOS_AT_ONCE = 4
+ATTENTION = "attention"
+"""Name of the output with attention maps in exported files."""
 
 
 class Backend(Protocol):
     """An opened model: the interface of all engines, and of the network of a run folder.
 
-    The latter also has a method `attention`; exported files have no attention maps.
+    Run folders and `.onnx` files also have a method `attention(pixels)`: attention maps `(N, H, W)` float32, each with
+    largest value 1. It raises a ModelError for a model without them, such as a file exported without `--attention`.
     """
 
     @property
@@ -86,12 +89,25 @@ class OnnxRuntimeBackend:
         fits = [(each.type, list(each.shape)[1:]) for each in inputs] == [("tensor(uint8)", [size, size, 3])]
         _require_input(path, [f"{each.name} {each.type} {each.shape}" for each in inputs], manifest, fits=fits)
         self._input, self._at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else _PHOTOS_AT_ONCE
+        self._path, self._outputs = path, [str(each.name) for each in self._session.get_outputs()]
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
+        return self._computed(self._outputs[0], pixels)
+
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8.
+
+        Raises:
+            ModelError: the file was exported without attention.
+        """
+        _require_attention(self._path, self._outputs)
+        return self._computed(ATTENTION, pixels)
+
+    def _computed(self, output: str, pixels: Pixels) -> NDArray[np.float32]:
         starts = range(0, len(pixels), self._at_once)
         return np.concatenate(
-            [self._session.run(None, {self._input: pixels[at : at + self._at_once]})[0] for at in starts]
+            [self._session.run([output], {self._input: pixels[at : at + self._at_once]})[0] for at in starts]
         )
 
 
@@ -113,14 +129,22 @@ class OpenVinoBackend:
         fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
         _require_input(path, inputs, manifest, fits=fits)
         self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
+        self._path, self._outputs = path, [each.get_any_name() for each in compiled.outputs]
         self._request = compiled.create_infer_request()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
+        return self._computed(0, pixels)
+
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Computes attention maps as `OnnxRuntimeBackend.attention` does."""
+        _require_attention(self._path, self._outputs)
+        return self._computed(self._outputs.index(ATTENTION), pixels)
+
+    def _computed(self, output: int, pixels: Pixels) -> NDArray[np.float32]:
         if self._one_by_one and len(pixels) != 1:
-            return np.concatenate([self.logits(photo[None]) for photo in pixels])
-        result = self._request.infer([pixels])
-        return np.array(next(iter(result.values())), np.float32)
+            return np.concatenate([self._computed(output, photo[None]) for photo in pixels])
+        return np.array(self._request.infer([pixels])[output], np.float32)
 
 
 class LiteRtBackend:
@@ -201,6 +225,12 @@ def _loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:  # the engines' exceptions have no common public base class
         got = f"'{path}' ({str(error)[:200]})"
         raise ModelError(f"a model that {engine} can run", got, "export the model again") from None
+
+
+def _require_attention(path: Path, outputs: Sequence[str]) -> None:
+    """Raises a ModelError if the model file at `path` has no output with attention maps."""
+    if ATTENTION not in outputs:
+        raise ModelError("a file with attention maps", f"none in '{path}'", "export it with --attention")
 
 
 def _require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:

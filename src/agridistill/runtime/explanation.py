@@ -37,9 +37,9 @@ class Explanation:
     """Where a model looked on one photo, as `Predictor.explain` returns it.
 
     `map` is `(H, W)` float32 and covers the part of the photo that the model sees (`seen`). The method "attention" (run
-    folders) gives the strength of the network's features at each place, divided by the largest. The method "occlusion"
-    (exported files, and networks without attention maps) gives, for each of 14 x 14 cells, how much the probability of
-    the predicted class drops, 0 to 1, if the cell is covered with grey.
+    folders, and files exported with attention) gives the strength of the network's features at each place, divided by
+    the largest. The method "occlusion" (other models) gives, for each of 14 x 14 cells, how much the probability of the
+    predicted class drops, 0 to 1, if the cell is covered with grey.
     """
 
     prediction: Prediction
@@ -120,18 +120,16 @@ class Explanation:
 def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
     """Returns the network's attention on one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
 
-    Returns None if the model has no attention maps: an exported file, or a network whose features have no height and
-    width.
+    Returns None if the model has no attention maps: a file that was exported without them, or a network whose features
+    have no height and width.
     """
     attention = getattr(backend, "attention", None)
     if attention is None:
         return None
     try:
-        found = attention(pixels[None])[0]
+        return np.asarray(attention(pixels[None])[0], np.float32)
     except ModelError:
         return None
-    peak = float(found.max())
-    return np.asarray(found / peak if peak > 0 else found, np.float32)
 
 
 def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.float32]:

@@ -272,8 +272,9 @@ class Predictor:
     def explain(self, source: PhotoSource) -> Explanation:
         """Finds where the model looked on a photo, as a map that can be saved as a picture.
 
-        `source` is a photo as for `predict`. For a run folder, the map is the network's attention. For an exported
-        file, parts of the photo are covered with grey in turn, which takes 100 to 150 predictions.
+        `source` is a photo as for `predict`. For a run folder, and for a file exported with attention, the map is the
+        network's attention. For other files, parts of the photo are covered with grey in turn, which takes 100 to 150
+        predictions.
 
         Raises:
             PhotoError: the photo cannot be read.
