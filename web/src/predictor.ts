@@ -1,0 +1,69 @@
+/** Predicts the label of a photo, with everything that shows how reliable it is. */
+
+import { openEngine, type Engine, type Map2d } from "./engine";
+import { ModelError, readManifest, type Manifest } from "./manifest";
+import { enoughPixels, readPhoto, seenPart, softmax, toPixels } from "./preprocess";
+import type { ReleaseFiles } from "./release";
+import { resample, type Pixels } from "./resample";
+import { Familiarity, qualityProblem, verdictOf, type Prediction } from "./verdict";
+
+const VIEW_SIDE = 448;
+
+export interface Seen {
+  readonly prediction: Prediction;
+  /** The part of the photo that the model saw, for the screen. */
+  readonly view: Pixels;
+  readonly attention: Map2d | null;
+  readonly milliseconds: { readonly photo: number; readonly model: number };
+}
+
+export class Predictor {
+  private readonly familiarity: Familiarity | null;
+
+  constructor(
+    readonly manifest: Manifest,
+    readonly engine: Engine,
+  ) {
+    const found = manifest.familiarity;
+    this.familiarity = found && new Familiarity(found.mean, found.whitening, found.limit);
+  }
+
+  static async open(files: ReleaseFiles): Promise<Predictor> {
+    const manifest = readManifest(await files.json("model.json"));
+    return new Predictor(manifest, await openEngine(files));
+  }
+
+  /** Throws a PhotoError if the file is no photo that this browser reads. */
+  async see(file: Blob): Promise<Seen> {
+    const begin = performance.now();
+    const { preprocessing } = this.manifest;
+    const photo = await readPhoto(file, enoughPixels(preprocessing));
+    const pixels = toPixels(photo, preprocessing);
+    const decoded = performance.now();
+    const { logits, attention } = await this.engine.run(pixels);
+    const milliseconds = { photo: decoded - begin, model: performance.now() - decoded };
+    const prediction = this.predictionOf(logits, pixels);
+    return { prediction, view: this.view(photo), attention, milliseconds };
+  }
+
+  predictionOf(logits: Float32Array, pixels: Pixels): Prediction {
+    const { classes, threshold } = this.manifest;
+    if (logits.length !== classes.length || !logits.every(Number.isFinite)) {
+      throw new ModelError(`expected ${classes.length} finite logits, got ${logits.length}: export the model again`);
+    }
+    const probabilities = softmax(logits, this.manifest);
+    const best = probabilities.indexOf(Math.max(...probabilities));
+    const probability = probabilities[best]!;
+    const oodScore = this.familiarity?.oodScore(pixels) ?? null;
+    const problem = qualityProblem(pixels);
+    const verdict = verdictOf(problem, oodScore, probability, threshold);
+    return { label: classes[best]!, probability, probabilities, oodScore, problem, verdict };
+  }
+
+  private view(photo: Pixels): Pixels {
+    const part = seenPart(photo.width, photo.height, this.manifest.preprocessing);
+    const scale = VIEW_SIDE / Math.max(part[2] - part[0], part[3] - part[1]);
+    const [width, height] = [part[2] - part[0], part[3] - part[1]].map((side) => Math.max(1, Math.round(side * scale)));
+    return resample(photo, width!, height!, "bicubic", part);
+  }
+}

@@ -1,0 +1,231 @@
+/**
+ * Resizes 8-bit RGB pixels with the same integers as Pillow, so that equal pixels give equal input of the model.
+ *
+ * Pillow (src/libImaging/Resample.c) resizes each row and then each column, with weights rounded to 22 bits, and rounds
+ * to 8 bits after each of the two passes.
+ */
+
+/** RGB pixels, row by row, three bytes each. */
+export interface Pixels {
+  readonly width: number;
+  readonly height: number;
+  readonly data: Uint8Array;
+}
+
+/** Rows of an image that is not held as a whole: `read` returns `count` rows from row `top` on, RGBA. */
+export interface Rows {
+  readonly width: number;
+  readonly height: number;
+  read(top: number, count: number): Uint8ClampedArray | Uint8Array;
+}
+
+export type Filter = "bicubic" | "box";
+
+/** A part of an image in pixels, possibly between them: left, top, right, bottom. */
+export type Box = readonly [number, number, number, number];
+
+const PRECISION_BITS = 32 - 8 - 2;
+const HALF = 1 << (PRECISION_BITS - 1);
+const CHANNELS = 3;
+/** Rows that are read at a time: a strip of a photo of 4,000 pixels takes 1 MB. */
+export const STRIP_ROWS = 64;
+
+interface Weights {
+  readonly size: number;
+  readonly starts: Int32Array;
+  readonly counts: Int32Array;
+  readonly values: Int32Array;
+}
+
+function bicubic(x: number): number {
+  const a = -0.5;
+  const distance = Math.abs(x);
+  if (distance < 1) return ((a + 2) * distance - (a + 3)) * distance * distance + 1;
+  if (distance < 2) return (((distance - 5) * distance + 8) * distance - 4) * a;
+  return 0;
+}
+
+function box(x: number): number {
+  return x > -0.5 && x <= 0.5 ? 1 : 0;
+}
+
+const FILTERS = { bicubic: { weight: bicubic, support: 2 }, box: { weight: box, support: 0.5 } };
+
+function weights(inSize: number, from: number, to: number, outSize: number, filter: Filter): Weights {
+  // Pillow holds the box in 32-bit floats.
+  const start = Math.fround(from);
+  const scale = Math.fround(Math.fround(to) - start) / outSize;
+  const { weight, support: reach } = FILTERS[filter];
+  const filterScale = Math.max(scale, 1);
+  const support = reach * filterScale;
+  const size = Math.ceil(support) * 2 + 1;
+  const found = {
+    size,
+    starts: new Int32Array(outSize),
+    counts: new Int32Array(outSize),
+    values: new Int32Array(outSize * size),
+  };
+  const row = new Float64Array(size);
+  for (let out = 0; out < outSize; out++) {
+    const centre = start + (out + 0.5) * scale;
+    const inverse = 1 / filterScale;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5));
+    const count = Math.min(inSize, Math.trunc(centre + support + 0.5)) - first;
+    let sum = 0;
+    for (let i = 0; i < count; i++) {
+      const value = weight((i + first - centre + 0.5) * inverse);
+      row[i] = value;
+      sum += value;
+    }
+    for (let i = 0; i < count; i++) {
+      const value = sum === 0 ? row[i]! : row[i]! / sum;
+      found.values[out * size + i] = Math.trunc((value < 0 ? -0.5 : 0.5) + value * (1 << PRECISION_BITS));
+    }
+    found.starts[out] = first;
+    found.counts[out] = count;
+  }
+  return found;
+}
+
+function clip8(value: number): number {
+  const level = value >> PRECISION_BITS;
+  return level < 0 ? 0 : level > 255 ? 255 : level;
+}
+
+/** Resizes `part` of an image to `width` x `height`. */
+export function resample(source: Pixels | Rows, width: number, height: number, filter: Filter, part?: Box): Pixels {
+  const [left, top, right, bottom] = part ?? [0, 0, source.width, source.height];
+  const across = weights(source.width, left, right, width, filter);
+  const down = weights(source.height, top, bottom, height, filter);
+  const firstRow = down.starts[0]!;
+  const lastRow = down.starts[height - 1]! + down.counts[height - 1]!;
+  const between = new Uint8Array(width * (lastRow - firstRow) * CHANNELS);
+  if ("data" in source) {
+    const rows = source.data.subarray(firstRow * source.width * CHANNELS, lastRow * source.width * CHANNELS);
+    resampleRows(rows, CHANNELS, source.width, across, width, between, 0);
+  } else {
+    for (let row = firstRow; row < lastRow; row += STRIP_ROWS) {
+      const strip = source.read(row, Math.min(STRIP_ROWS, lastRow - row));
+      resampleRows(strip, 4, source.width, across, width, between, (row - firstRow) * width * CHANNELS);
+    }
+  }
+  return { width, height, data: resampleColumns(between, firstRow, down, width, height) };
+}
+
+function resampleRows(
+  rows: Uint8Array | Uint8ClampedArray,
+  channels: number,
+  inWidth: number,
+  { size, starts, counts, values }: Weights,
+  width: number,
+  target: Uint8Array,
+  offset: number,
+): void {
+  const number = rows.length / (inWidth * channels);
+  let at = offset;
+  for (let y = 0; y < number; y++) {
+    const begin = y * inWidth * channels;
+    for (let x = 0; x < width; x++) {
+      let red = HALF;
+      let green = HALF;
+      let blue = HALF;
+      let from = begin + starts[x]! * channels;
+      const last = x * size + counts[x]!;
+      for (let k = x * size; k < last; k++) {
+        const weight = values[k]!;
+        red = (red + rows[from]! * weight) | 0;
+        green = (green + rows[from + 1]! * weight) | 0;
+        blue = (blue + rows[from + 2]! * weight) | 0;
+        from += channels;
+      }
+      target[at++] = clip8(red);
+      target[at++] = clip8(green);
+      target[at++] = clip8(blue);
+    }
+  }
+}
+
+function resampleColumns(
+  rows: Uint8Array,
+  firstRow: number,
+  { size, starts, counts, values }: Weights,
+  width: number,
+  height: number,
+): Uint8Array {
+  const stride = width * CHANNELS;
+  const target = new Uint8Array(stride * height);
+  const sums = new Int32Array(stride);
+  for (let y = 0; y < height; y++) {
+    sums.fill(HALF);
+    for (let k = 0; k < counts[y]!; k++) {
+      const weight = values[y * size + k]!;
+      const from = (starts[y]! - firstRow + k) * stride;
+      for (let x = 0; x < stride; x++) sums[x] = sums[x]! + rows[from + x]! * weight;
+    }
+    const to = y * stride;
+    for (let x = 0; x < stride; x++) target[to + x] = clip8(sums[x]!);
+  }
+  return target;
+}
+
+/**
+ * Averages squares of `factor` x `factor` pixels, as a JPEG decoder does that draws at 1/2, 1/4 or 1/8 of the size.
+ *
+ * The squares at the right and the lower edge may be cut off.
+ */
+export function reduced(source: Rows, factor: number): Pixels {
+  const width = Math.ceil(source.width / factor);
+  const height = Math.ceil(source.height / factor);
+  const data = new Uint8Array(width * height * CHANNELS);
+  const sums = new Int32Array(width * CHANNELS);
+  const rowsAtOnce = STRIP_ROWS - (STRIP_ROWS % factor);
+  for (let top = 0; top < source.height; top += rowsAtOnce) {
+    const count = Math.min(rowsAtOnce, source.height - top);
+    const strip = source.read(top, count);
+    for (let y = 0; y < count; y += factor) {
+      const high = Math.min(factor, count - y);
+      sums.fill(0);
+      for (let row = y; row < y + high; row++) {
+        let from = row * source.width * 4;
+        for (let x = 0, to = 0; x < width; x++, to += CHANNELS) {
+          const wide = Math.min(factor, source.width - x * factor);
+          let red = 0;
+          let green = 0;
+          let blue = 0;
+          for (let k = 0; k < wide; k++, from += 4) {
+            red += strip[from]!;
+            green += strip[from + 1]!;
+            blue += strip[from + 2]!;
+          }
+          sums[to] = sums[to]! + red;
+          sums[to + 1] = sums[to + 1]! + green;
+          sums[to + 2] = sums[to + 2]! + blue;
+        }
+      }
+      const begin = ((top + y) / factor) * width * CHANNELS;
+      for (let x = 0; x < width; x++) {
+        const pixels = high * Math.min(factor, source.width - x * factor);
+        for (let c = 0; c < CHANNELS; c++) {
+          const at = x * CHANNELS + c;
+          data[begin + at] = Math.floor((sums[at]! + pixels / 2) / pixels);
+        }
+      }
+    }
+  }
+  return { width, height, data };
+}
+
+/** Copies all rows without their alpha. */
+export function whole(source: Rows): Pixels {
+  const data = new Uint8Array(source.width * source.height * CHANNELS);
+  let to = 0;
+  for (let top = 0; top < source.height; top += STRIP_ROWS) {
+    const strip = source.read(top, Math.min(STRIP_ROWS, source.height - top));
+    for (let from = 0; from < strip.length; from += 4) {
+      data[to++] = strip[from]!;
+      data[to++] = strip[from + 1]!;
+      data[to++] = strip[from + 2]!;
+    }
+  }
+  return { width: source.width, height: source.height, data };
+}
