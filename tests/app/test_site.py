@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,11 @@ def test_the_model_and_the_engine_are_in_the_site_as_they_were(
     files = release_of(tmp_path / "site")["files"]
     read = {logical: (tmp_path / "site" / entry["path"]).read_bytes() for logical, entry in files.items()}
     assert gzip.decompress(read["model"]) == colour_model.read_bytes()
-    assert read["model.json"] == colour_model.with_suffix(".json").read_bytes()
-    assert gzip.decompress(read["runtime/engine.wasm"]) == standin.WASM
+    assert gzip.decompress(read["model.json"]) == colour_model.with_suffix(".json").read_bytes()
+    assert lzma.decompress(read["runtime/engine.wasm"], lzma.FORMAT_ALONE) == standin.WASM
     assert read["runtime/engine.mjs"] == standin.CODE
     assert files["model"]["path"].endswith("-model.onnx.gz")
+    assert files["runtime/engine.wasm"]["path"].endswith("-engine.wasm.lzma")
 
 
 def test_the_page_and_its_worker_hold_the_release(write: WriteSite, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -112,5 +113,5 @@ def test_words_are_found_beside_the_model(write: WriteSite, colour_model: Path, 
     other.write_text('[fr.classes.red]\nname = "Rouge"\n')
     assert write(model=model, words=other).languages == ("fr",)
     release = json.loads((tmp_path / "site" / "release.json").read_text())
-    words = json.loads((tmp_path / "site" / release["files"]["words.json"]["path"]).read_text())
+    words = json.loads(gzip.decompress((tmp_path / "site" / release["files"]["words.json"]["path"]).read_bytes()))
     assert words["languages"]["fr"]["classes"]["red"]["name"] == "Rouge"

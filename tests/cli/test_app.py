@@ -97,7 +97,7 @@ def test_the_page_is_served_until_ctrl_c(archive: Path, colour_model: Path, tmp_
                 assert len(answer.read()) == release["files"][logical]["bytes"]
         assert types == {
             "model": "application/gzip",
-            "runtime/engine.wasm": "application/gzip",
+            "runtime/engine.wasm": "application/octet-stream",
             "runtime/engine.mjs": "text/javascript",
             "app.webmanifest": "application/manifest+json",
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from agridistill.storage import replacing, user_cache
 
 _NPM_TIMEOUT_S = 600
 _READ_TIMEOUT_S = 30.0
+# For WebAssembly 40 % smaller than gzip. Some seconds a MB: the result is stored.
+_LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 REGISTRY = "NPM_CONFIG_REGISTRY"
 """The environment variable with the address of the npm registry, as npm itself reads it."""
 
@@ -74,16 +77,36 @@ def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[s
     """
     if folder is not None:
         return _from_folder(pinned, folder)
-    cached = user_cache() / "engines" / f"{pinned.package.replace('/', '-')}-{pinned.version}"
+    cache = _cache()
     # What is not fetched yet, or damaged, is fetched again.
     with contextlib.suppress(OSError, FetchError):
-        return _checked(pinned, lambda file: (cached / file.sha256).read_bytes(), str(cached))
+        return _checked(pinned, lambda file: (cache / file.sha256).read_bytes(), str(cache))
     with TemporaryDirectory(prefix="agridistill-") as temporary:
         files = _from_archive(pinned, _fetched(pinned, Path(temporary)))
-    for name, content in files.items():
-        with replacing(cached / pinned.files[name].sha256, durable=False) as path:
-            path.write_bytes(content)
+    for content in files.values():
+        _store(hashlib.sha256(content).hexdigest(), content)
     return files
+
+
+def packed_code(content: bytes) -> bytes:
+    """Packs a WebAssembly file as LZMA ("alone"), which the page unpacks; takes the result of an earlier call."""
+    name = f"{hashlib.sha256(content).hexdigest()}.lzma"
+    with contextlib.suppress(OSError, lzma.LZMAError):
+        packed = (_cache() / name).read_bytes()
+        if lzma.decompress(packed, lzma.FORMAT_ALONE) == content:
+            return packed
+    packed = lzma.compress(content, lzma.FORMAT_ALONE, filters=_LZMA)
+    _store(name, packed)
+    return packed
+
+
+def _cache() -> Path:
+    return user_cache() / "engines"
+
+
+def _store(name: str, content: bytes) -> None:
+    with replacing(_cache() / name, durable=False) as path:
+        path.write_bytes(content)
 
 
 def _fetched(pinned: PinnedPackage, folder: Path) -> Path:

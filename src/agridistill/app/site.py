@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from agridistill.app.engine_files import engine_files
+from agridistill.app.engine_files import engine_files, packed_code
 from agridistill.app.page_files import PAGE, BuiltPage, filled, read_page
 from agridistill.app.words import no_words, read_words, words_file
 from agridistill.errors import ConfigError, ModelError, RunError
@@ -168,10 +168,12 @@ def _contents(built: BuiltPage, model: Path, words: dict[str, Any], runtime: Pat
     """Returns the files of a release that are named by their hash, by their logical names."""
     contents = {logical: _addressed(logical, content) for logical, content in built.files.items()}
     for name, content in engine_files(built.engine, folder=runtime).items():
-        contents[f"runtime/{name}"] = (_zipped if name.endswith(".wasm") else _addressed)(name, content)
+        is_code = name.endswith(".wasm")
+        file = _addressed(f"{name}.lzma", packed_code(content)) if is_code else _addressed(name, content)
+        contents[f"runtime/{name}"] = file
     contents["model"] = _zipped(f"model{model.suffix.lower()}", model.read_bytes())
-    contents["model.json"] = _addressed("model.json", manifest_path(model).read_bytes())
-    contents["words.json"] = _addressed("words.json", json_text(words).encode())
+    contents["model.json"] = _zipped("model.json", manifest_path(model).read_bytes())
+    contents["words.json"] = _zipped("words.json", json_text(words).encode())
     return contents
 
 
