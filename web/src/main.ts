@@ -1,6 +1,7 @@
-import { Predictor } from "./predictor";
-import { ReleaseFiles } from "./release";
-const release = JSON.parse(document.getElementById("release")!.textContent!);
-const files = new ReleaseFiles(release, document.baseURI);
-const ready = Predictor.open(files);
-Object.assign(window, { agridistill: { ready, see: async (b: Blob) => (await ready).see(b) } });
+/** The same file is the page and its worker. */
+
+import { startPage } from "./page";
+import { serveRecogniser } from "./recogniser";
+
+if (typeof document === "undefined") serveRecogniser();
+else void startPage();

@@ -4,10 +4,8 @@ import { openEngine, type Engine, type Map2d } from "./engine";
 import { ModelError, readManifest, type Manifest } from "./manifest";
 import { enoughPixels, readPhoto, seenPart, softmax, toPixels } from "./preprocess";
 import type { ReleaseFiles } from "./release";
-import { resample, type Pixels } from "./resample";
+import { cropped, type Pixels } from "./resample";
 import { Familiarity, qualityProblem, verdictOf, type Prediction } from "./verdict";
-
-const VIEW_SIDE = 448;
 
 export interface Seen {
   readonly prediction: Prediction;
@@ -30,20 +28,25 @@ export class Predictor {
 
   static async open(files: ReleaseFiles): Promise<Predictor> {
     const manifest = readManifest(await files.json("model.json"));
-    return new Predictor(manifest, await openEngine(files));
+    const predictor = new Predictor(manifest, await openEngine(files));
+    // The first prediction is slow, because the browser translates WebAssembly while it runs.
+    const side = manifest.preprocessing.image_size;
+    await predictor.engine.run({ width: side, height: side, data: new Uint8Array(side * side * 3) });
+    return predictor;
   }
 
   /** Throws a PhotoError if the file is no photo that this browser reads. */
-  async see(file: Blob): Promise<Seen> {
+  async see(source: Blob | ImageBitmap): Promise<Seen> {
     const begin = performance.now();
     const { preprocessing } = this.manifest;
-    const photo = await readPhoto(file, enoughPixels(preprocessing));
+    const photo = await readPhoto(source, enoughPixels(preprocessing));
     const pixels = toPixels(photo, preprocessing);
     const decoded = performance.now();
     const { logits, attention } = await this.engine.run(pixels);
     const milliseconds = { photo: decoded - begin, model: performance.now() - decoded };
     const prediction = this.predictionOf(logits, pixels);
-    return { prediction, view: this.view(photo), attention, milliseconds };
+    const view = cropped(photo, seenPart(photo.width, photo.height, preprocessing));
+    return { prediction, view, attention, milliseconds };
   }
 
   predictionOf(logits: Float32Array, pixels: Pixels): Prediction {
@@ -58,12 +61,5 @@ export class Predictor {
     const problem = qualityProblem(pixels);
     const verdict = verdictOf(problem, oodScore, probability, threshold);
     return { label: classes[best]!, probability, probabilities, oodScore, problem, verdict };
-  }
-
-  private view(photo: Pixels): Pixels {
-    const part = seenPart(photo.width, photo.height, this.manifest.preprocessing);
-    const scale = VIEW_SIDE / Math.max(part[2] - part[0], part[3] - part[1]);
-    const [width, height] = [part[2] - part[0], part[3] - part[1]].map((side) => Math.max(1, Math.round(side * scale)));
-    return resample(photo, width!, height!, "bicubic", part);
   }
 }

@@ -2,7 +2,7 @@
  * Converts a photo to the input of a model, as src/agridistill/preprocess.py does.
  *
  * The browser decodes: it turns the photo upright (EXIF) and converts its colours to sRGB. All that follows is ours and
- * equals Pillow's.
+ * gives the same integers as Pillow.
  */
 
 import type { Manifest, Preprocessing } from "./manifest";
@@ -39,10 +39,20 @@ export function enoughPixels(preprocessing: Preprocessing): number {
 }
 
 /** Decodes a photo to upright sRGB pixels, with a shorter side of at least `shorterSide` unless the photo is smaller. */
-export async function readPhoto(file: Blob, shorterSide: number): Promise<Pixels> {
-  if (!file.size) throw new PhotoError("empty");
-  const kind = kindOf(new Uint8Array(await file.slice(0, HEAD_BYTES).arrayBuffer()));
-  const decoded = await decode(file, kind);
+export async function readPhoto(source: Blob | ImageBitmap, shorterSide: number): Promise<Pixels> {
+  if (!(source instanceof Blob)) return scaledAndClosed(source, "other", shorterSide);
+  if (!source.size) throw new PhotoError("empty");
+  const kind = kindOf(new Uint8Array(await source.slice(0, HEAD_BYTES).arrayBuffer()));
+  let decoded: ImageBitmap;
+  try {
+    decoded = await createImageBitmap(source, { imageOrientation: "from-image" });
+  } catch {
+    throw new PhotoError(kind === "heic" ? "heic" : "unreadable");
+  }
+  return scaledAndClosed(decoded, kind, shorterSide);
+}
+
+function scaledAndClosed(decoded: ImageBitmap, kind: FileKind, shorterSide: number): Pixels {
   try {
     if (decoded.width * decoded.height > MAX_PIXELS) throw new PhotoError("too large");
     return scaledDown(rowsOf(decoded), kind, shorterSide);
@@ -91,45 +101,9 @@ export function softmax(logits: ArrayLike<number>, { temperature }: Pick<Manifes
   return exponentials.map((each) => each / sum);
 }
 
-interface Decoded {
-  readonly source: CanvasImageSource;
-  readonly width: number;
-  readonly height: number;
-  close(): void;
-}
-
-async function decode(file: Blob, kind: FileKind): Promise<Decoded> {
-  try {
-    const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
-    return { source: bitmap, width: bitmap.width, height: bitmap.height, close: () => bitmap.close() };
-  } catch (error) {
-    if (typeof document !== "undefined") {
-      // Some browsers draw formats, such as HEIC, only as elements.
-      const element = await asElement(file);
-      if (element) return element;
-    }
-    const cause = kind === "heic" ? "heic" : error instanceof RangeError ? "too large" : "unreadable";
-    throw new PhotoError(cause);
-  }
-}
-
-async function asElement(file: Blob): Promise<Decoded | null> {
-  const image = new Image();
-  const url = URL.createObjectURL(file);
-  try {
-    image.src = url;
-    await image.decode();
-    const { naturalWidth: width, naturalHeight: height } = image;
-    return width && height ? { source: image, width, height, close: () => image.removeAttribute("src") } : null;
-  } catch {
-    return null;
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-}
-
 /** Reads strips, because some phones refuse a canvas of the size of their own photos. */
-function rowsOf({ source, width, height }: Decoded): Rows {
+function rowsOf(source: ImageBitmap): Rows {
+  const { width, height } = source;
   const context = strip(width, Math.min(STRIP_ROWS, height));
   context.imageSmoothingEnabled = false;
   return {

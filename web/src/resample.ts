@@ -229,3 +229,15 @@ export function whole(source: Rows): Pixels {
   }
   return { width: source.width, height: source.height, data };
 }
+
+/** Copies a part of an image, without the pixels that it covers only partly. */
+export function cropped(source: Pixels, [left, top, right, bottom]: Box): Pixels {
+  const [x, y] = [Math.ceil(left), Math.ceil(top)];
+  const [width, height] = [Math.max(1, Math.floor(right) - x), Math.max(1, Math.floor(bottom) - y)];
+  const data = new Uint8Array(width * height * CHANNELS);
+  for (let row = 0; row < height; row++) {
+    const from = ((y + row) * source.width + x) * CHANNELS;
+    data.set(source.data.subarray(from, from + width * CHANNELS), row * width * CHANNELS);
+  }
+  return { width, height, data };
+}
