@@ -77,7 +77,6 @@ class Page {
     // The files of the model come first: the service worker finds them in the cache then, and fetches none twice.
     await this.recogniser.catch(() => undefined);
     const canKeep = await followUpdates(this.release, {
-      kept: () => undefined,
       ready: (take) => {
         byId("update-bar").hidden = false;
         byId("update").onclick = take;

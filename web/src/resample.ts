@@ -1,8 +1,8 @@
 /**
  * Resizes 8-bit RGB pixels with the same integers as Pillow, so that equal pixels give equal input of the model.
  *
- * Pillow (src/libImaging/Resample.c) resizes each row and then each column, with weights rounded to 22 bits, and rounds
- * to 8 bits after each of the two passes.
+ * Pillow (src/libImaging/Resample.c) resizes rows and columns one after the other, with weights rounded to 22 bits, and
+ * rounds to 8 bits after each of the two.
  */
 
 /** RGB pixels, row by row, three bytes each. */
@@ -92,80 +92,106 @@ function clip8(value: number): number {
   return level < 0 ? 0 : level > 255 ? 255 : level;
 }
 
-/** Resizes `part` of an image to `width` x `height`. */
+/**
+ * Resizes `part` of an image to `width` x `height`.
+ *
+ * Pillow 13 begins with the columns of tall images that lose more rows than twice the columns, which is faster; the
+ * versions before it always begin with the rows. The results differ by a level or two.
+ */
 export function resample(source: Pixels | Rows, width: number, height: number, filter: Filter, part?: Box): Pixels {
   const [left, top, right, bottom] = part ?? [0, 0, source.width, source.height];
   const across = weights(source.width, left, right, width, filter);
   const down = weights(source.height, top, bottom, height, filter);
-  const firstRow = down.starts[0]!;
-  const lastRow = down.starts[height - 1]! + down.counts[height - 1]!;
-  const between = new Uint8Array(width * (lastRow - firstRow) * CHANNELS);
-  if ("data" in source) {
-    const rows = source.data.subarray(firstRow * source.width * CHANNELS, lastRow * source.width * CHANNELS);
-    resampleRows(rows, CHANNELS, source.width, across, width, between, 0);
-  } else {
-    for (let row = firstRow; row < lastRow; row += STRIP_ROWS) {
-      const strip = source.read(row, Math.min(STRIP_ROWS, lastRow - row));
-      resampleRows(strip, 4, source.width, across, width, between, (row - firstRow) * width * CHANNELS);
-    }
+  const lostRows = source.height - height;
+  if (lostRows > 0 && lostRows > 2 * (source.width - width)) {
+    const between = resampleColumns(bytesOf(source), source.width, down, height);
+    return { width, height, data: resampleRows(bytesOf(between), 0, height, between.width, across, width) };
   }
-  return { width, height, data: resampleColumns(between, firstRow, down, width, height) };
+  const firstRow = down.starts[0]!;
+  const rows = down.starts[height - 1]! + down.counts[height - 1]! - firstRow;
+  const data = resampleRows(bytesOf(source), firstRow, rows, source.width, across, width);
+  const shifted = { ...down, starts: down.starts.map((start) => start - firstRow) };
+  return resampleColumns(bytesOf({ width, height: rows, data }), width, shifted, height);
+}
+
+/** Bytes of `count` rows from row `top` on, with three or four for each pixel. */
+interface Bytes {
+  readonly channels: number;
+  read(top: number, count: number): Uint8Array | Uint8ClampedArray;
+}
+
+function bytesOf(source: Pixels | Rows): Bytes {
+  if (!("data" in source)) return { channels: 4, read: (top, count) => source.read(top, count) };
+  const stride = source.width * CHANNELS;
+  return { channels: CHANNELS, read: (top, count) => source.data.subarray(top * stride, (top + count) * stride) };
 }
 
 function resampleRows(
-  rows: Uint8Array | Uint8ClampedArray,
-  channels: number,
+  { channels, read }: Bytes,
+  firstRow: number,
+  rows: number,
   inWidth: number,
   { size, starts, counts, values }: Weights,
   width: number,
-  target: Uint8Array,
-  offset: number,
-): void {
-  const number = rows.length / (inWidth * channels);
-  let at = offset;
-  for (let y = 0; y < number; y++) {
-    const begin = y * inWidth * channels;
-    for (let x = 0; x < width; x++) {
-      let red = HALF;
-      let green = HALF;
-      let blue = HALF;
-      let from = begin + starts[x]! * channels;
-      const last = x * size + counts[x]!;
-      for (let k = x * size; k < last; k++) {
-        const weight = values[k]!;
-        red = (red + rows[from]! * weight) | 0;
-        green = (green + rows[from + 1]! * weight) | 0;
-        blue = (blue + rows[from + 2]! * weight) | 0;
-        from += channels;
+): Uint8Array {
+  const target = new Uint8Array(width * rows * CHANNELS);
+  let at = 0;
+  for (let top = 0; top < rows; top += STRIP_ROWS) {
+    const count = Math.min(STRIP_ROWS, rows - top);
+    const strip = read(firstRow + top, count);
+    for (let begin = 0; begin < count * inWidth * channels; begin += inWidth * channels) {
+      for (let x = 0; x < width; x++) {
+        let red = HALF;
+        let green = HALF;
+        let blue = HALF;
+        let from = begin + starts[x]! * channels;
+        const last = x * size + counts[x]!;
+        for (let k = x * size; k < last; k++) {
+          const weight = values[k]!;
+          red = (red + strip[from]! * weight) | 0;
+          green = (green + strip[from + 1]! * weight) | 0;
+          blue = (blue + strip[from + 2]! * weight) | 0;
+          from += channels;
+        }
+        target[at++] = clip8(red);
+        target[at++] = clip8(green);
+        target[at++] = clip8(blue);
       }
-      target[at++] = clip8(red);
-      target[at++] = clip8(green);
-      target[at++] = clip8(blue);
     }
   }
+  return target;
 }
 
 function resampleColumns(
-  rows: Uint8Array,
-  firstRow: number,
-  { size, starts, counts, values }: Weights,
+  { channels, read }: Bytes,
   width: number,
+  { size, starts, counts, values }: Weights,
   height: number,
-): Uint8Array {
+): Pixels {
   const stride = width * CHANNELS;
-  const target = new Uint8Array(stride * height);
+  const data = new Uint8Array(stride * height);
   const sums = new Int32Array(stride);
   for (let y = 0; y < height; y++) {
     sums.fill(HALF);
-    for (let k = 0; k < counts[y]!; k++) {
+    const count = counts[y]!;
+    const rows = read(starts[y]!, count);
+    for (let k = 0; k < count; k++) {
       const weight = values[y * size + k]!;
-      const from = (starts[y]! - firstRow + k) * stride;
-      for (let x = 0; x < stride; x++) sums[x] = sums[x]! + rows[from + x]! * weight;
+      let from = k * width * channels;
+      if (channels === CHANNELS) {
+        for (let x = 0; x < stride; x++) sums[x] = sums[x]! + rows[from++]! * weight;
+      } else {
+        for (let x = 0; x < stride; x += CHANNELS, from += channels) {
+          sums[x] = sums[x]! + rows[from]! * weight;
+          sums[x + 1] = sums[x + 1]! + rows[from + 1]! * weight;
+          sums[x + 2] = sums[x + 2]! + rows[from + 2]! * weight;
+        }
+      }
     }
     const to = y * stride;
-    for (let x = 0; x < stride; x++) target[to + x] = clip8(sums[x]!);
+    for (let x = 0; x < stride; x++) data[to + x] = clip8(sums[x]!);
   }
-  return target;
+  return { width, height, data };
 }
 
 /**

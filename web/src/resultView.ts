@@ -28,7 +28,7 @@ export function resultView(prediction: Prediction, classes: readonly string[], s
   const { verdict, label, probability } = prediction;
   const words = speech.classWords(label);
   const badge = make("p", speech.text(`verdict_${verdict}`), { class: "badge", "data-testid": "verdict", "data-verdict": verdict });
-  const headline = make("h2", headlineOf(prediction, speech), verdict === "answer" ? inLanguage(words) : {});
+  const headline = make("h2", headlineOf(prediction, speech), verdict === "answer" ? inLanguage(words) : { class: "no-answer" });
   const said = [badge, headline];
   if (verdict === "answer") {
     said.push(reason(speech.text("sure", { percent: speech.percent(probability) })), ...advice(words, speech));

@@ -5,8 +5,6 @@ import type { Release } from "./release";
 const LOOK_AGAIN_MS = 3_600_000;
 
 export interface Updates {
-  /** Called when the page can work without a network. */
-  readonly kept: () => void;
   /** Called when the next release is ready; `take` reloads all open pages with it. */
   readonly ready: (take: () => void) => void;
 }
@@ -27,7 +25,6 @@ export async function followUpdates(release: Release, updates: Updates): Promise
     registration.installing?.addEventListener("statechange", offer);
     void container.ready.then(({ active }) => {
       active?.postMessage({ type: "hello", release: release.release });
-      updates.kept();
     });
     let looked = Date.now();
     document.addEventListener("visibilitychange", () => {

@@ -6,7 +6,6 @@ export const en = {
   takePhoto: "Take a photo",
   gallery: "From the gallery",
   anotherLeaf: "Another leaf of this plant",
-  leavesOf: "Leaf {n} of at most {most}",
 
   verdict_answer: "Answer",
   verdict_unsure: "Unsure",
@@ -31,8 +30,8 @@ export const en = {
   mapAlt: "Yellow where the model looked most",
 
   plant: "This plant",
-  plantIll: "About {ill} of {n} leaves look ill.",
-  plantWell: "None of {n} leaves looks ill.",
+  plantIll: "Leaves that look ill: about {ill} of {n}.",
+  plantWell: "Leaves that look ill: none of {n}.",
   plantMost: "Most likely: {name}.",
   plantUnsure: "Unsure which condition it is: look closer.",
   plantNone: "None of these photos can be judged.",
@@ -66,7 +65,6 @@ export const en = {
 
   updateReady: "A new version is ready.",
   update: "Update now",
-  offlineReady: "Works without a network from now on.",
 
   notAnExpert: "An aid for looking, not a diagnosis: do not decide on a treatment by it alone.",
   error_heic: "This browser cannot read HEIC photos: set the camera to JPEG (\"most compatible\"), or take a screenshot of the photo.",
@@ -82,7 +80,6 @@ export const en = {
   error_old: "This browser is too old for the model: update it, or use another one.",
   error_other: "The photo could not be judged: close other apps and try again.",
   error_noOffline: "This page works only with a network here: it needs https and a window that is not private to be kept.",
-  tryAgain: "Try again",
 };
 
 export type Texts = Readonly<Record<keyof typeof en, string>>;

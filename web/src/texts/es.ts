@@ -8,7 +8,6 @@ export const es: Texts = {
   takePhoto: "Tomar una foto",
   gallery: "De la galería",
   anotherLeaf: "Otra hoja de esta planta",
-  leavesOf: "Hoja {n} de {most} como máximo",
 
   verdict_answer: "Respuesta",
   verdict_unsure: "Dudoso",
@@ -33,8 +32,8 @@ export const es: Texts = {
   mapAlt: "Amarillo donde más miró el modelo",
 
   plant: "Esta planta",
-  plantIll: "Unas {ill} de {n} hojas parecen enfermas.",
-  plantWell: "Ninguna de {n} hojas parece enferma.",
+  plantIll: "Hojas que parecen enfermas: unas {ill} de {n}.",
+  plantWell: "Hojas que parecen enfermas: ninguna de {n}.",
   plantMost: "Lo más probable: {name}.",
   plantUnsure: "No está claro qué es: mire más de cerca.",
   plantNone: "Ninguna de estas fotos se puede juzgar.",
@@ -68,7 +67,6 @@ export const es: Texts = {
 
   updateReady: "Hay una versión nueva.",
   update: "Actualizar ahora",
-  offlineReady: "Desde ahora funciona sin red.",
 
   notAnExpert: "Una ayuda para mirar, no un diagnóstico: no decida un tratamiento solo por ella.",
   error_heic: "Este navegador no lee fotos HEIC: ponga la cámara en JPEG («más compatible») o haga una captura de pantalla de la foto.",
@@ -84,5 +82,4 @@ export const es: Texts = {
   error_old: "Este navegador es demasiado antiguo para el modelo: actualícelo o use otro.",
   error_other: "No se pudo juzgar la foto: cierre otras aplicaciones e inténtelo otra vez.",
   error_noOffline: "Aquí esta página funciona solo con red: para guardarla hace falta https y una ventana que no sea privada.",
-  tryAgain: "Intentar otra vez",
 };
