@@ -29,21 +29,26 @@ export class Predictor {
   static async open(files: ReleaseFiles): Promise<Predictor> {
     const manifest = readManifest(await files.json("model.json"));
     const predictor = new Predictor(manifest, await openEngine(files));
-    // The first prediction is slow, because the browser translates WebAssembly while it runs.
-    const side = manifest.preprocessing.image_size;
-    await predictor.engine.run({ width: side, height: side, data: new Uint8Array(side * side * 3) });
+    // The first photo would take twice as long, because the browser translates code while it runs.
+    const side = 2 * manifest.preprocessing.image_size;
+    await predictor.judge({ width: side, height: side, data: new Uint8Array(3 * side * side) });
     return predictor;
   }
 
   /** Throws a PhotoError if the file is no photo that this browser reads. */
   async see(source: Blob | ImageBitmap): Promise<Seen> {
     const begin = performance.now();
+    const photo = await readPhoto(source, enoughPixels(this.manifest.preprocessing));
+    return this.judge(photo, performance.now() - begin);
+  }
+
+  private async judge(photo: Pixels, decodingMs = 0): Promise<Seen> {
     const { preprocessing } = this.manifest;
-    const photo = await readPhoto(source, enoughPixels(preprocessing));
+    const begin = performance.now();
     const pixels = toPixels(photo, preprocessing);
-    const decoded = performance.now();
+    const resized = performance.now();
     const { logits, attention } = await this.engine.run(pixels);
-    const milliseconds = { photo: decoded - begin, model: performance.now() - decoded };
+    const milliseconds = { photo: decodingMs + resized - begin, model: performance.now() - resized };
     const prediction = this.predictionOf(logits, pixels);
     const view = cropped(photo, seenPart(photo.width, photo.height, preprocessing));
     return { prediction, view, attention, milliseconds };

@@ -76,7 +76,7 @@ export function serveRecogniser(): void {
   let predictor: Predictor | undefined;
   // One photo at a time, because each takes the memory of a decoded photo.
   let turn: Promise<unknown> = Promise.resolve();
-  const post = (reply: Reply): void => self.postMessage(reply);
+  const post = (reply: Reply, moved: Transferable[] = []): void => self.postMessage(reply, { transfer: moved });
   self.onmessage = ({ data }: MessageEvent<Request>): void => {
     turn = turn.then(async () => {
       try {
@@ -84,7 +84,8 @@ export function serveRecogniser(): void {
           predictor = await openPredictor(data.open, (bytes) => post({ progress: bytes }));
           post({ id: data.id, value: described(predictor, true) });
         } else {
-          post({ id: data.id, value: await predictor!.see(data.see) });
+          const found = await predictor!.see(data.see);
+          post({ id: data.id, value: found }, [found.view.data.buffer as ArrayBuffer]);
         }
       } catch (error) {
         post({ id: data.id, failure: asFailure(error) });
