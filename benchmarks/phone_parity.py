@@ -5,7 +5,7 @@
 The site is one that `agridistill app MODEL` wrote; the page runs in Chromium. Each photo of the data is turned into one
 of many forms (size, EXIF orientation, file format, colour profile, grey), in turns and with a fixed seed. A verdict is
 the same if its word is, and for an answer or "unsure" also the class, and for an unusable photo also the reason. Where
-the model got the same pixels, the probabilities are compared as well. Exits with 1 if a limit does not hold.
+both decode the same pixels, the probabilities are compared as well. Exits with 1 if a limit does not hold.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from reporting import machine, publish
-from tests.app.phone import Phone, browser, serving
+from tests.app.phone import Phone, browser, decoded_view, serving
 from tests.app.photo_forms import File, forms
 
 import agridistill
 from agridistill.data.folder import scan
 from agridistill.preprocess import enough_pixels
-from agridistill.runtime.predictor import read_pixels
 
 LEAST_SAME, LARGEST_DIFFERENCE = 0.995, 0.01
 
@@ -55,13 +54,12 @@ def words(verdict: str, label: str, problem: str) -> str:
 def row(form: str, photo: Path, file: File, phone: Phone, predictor: agridistill.Predictor) -> dict[str, Any]:
     """What both make of one file."""
     ours = predictor.predict(file[0])
-    theirs = phone.see(*file)
+    theirs = phone.see(*file, view=True)
     expected = words(ours.verdict, ours.label, ours.problem)
     found = {"form": form, "photo": "/".join(photo.parts[-2:]), "expected": expected}
     if "error" in theirs:
         return found | {"got": theirs["error"], "same": False}
-    pixels = read_pixels(file[0], predictor.manifest.preprocessing).ravel()
-    levels = np.abs(np.frombuffer(theirs["pixels"], np.uint8).astype(int) - pixels)
+    levels = np.abs(theirs["view"].astype(int) - decoded_view(file[0], predictor.manifest.preprocessing))
     difference = np.abs(np.array(theirs["probabilities"]) - np.array(ours.probabilities)).max()
     got = words(theirs["verdict"], theirs["label"], theirs["problem"])
     side = min(Image.open(io.BytesIO(file[0])).size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
 import shutil
@@ -17,9 +18,15 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tests.needs import chromium
 
 from agridistill.app.server import _Handler
+from agridistill.manifest import Preprocessing
+from agridistill.preprocess import enough_pixels
+from agridistill.runtime.explanation import seen_part
+from agridistill.runtime.predictor import read_source
 
 ENGINE = Path(__file__).parents[2] / "web" / "node_modules" / "onnxruntime-web"
 """Where `make web` has installed the engine: no test needs a network."""
@@ -27,15 +34,21 @@ _ARGUMENTS = ("--headless=new", "--no-sandbox", "--no-first-run", "--disable-bac
 _START_S = 30.0
 
 # All that a test compares; the arrays of a `Seen` would be large as JSON.
-_SEE = """async ([encoded, kind]) => {
+_SEE = """async ([encoded, kind, withView]) => {
   const bytes = Uint8Array.from(atob(encoded), (sign) => sign.charCodeAt(0));
+  const inBase64 = (content) => new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.split(",")[1]);
+    reader.readAsDataURL(new Blob([content]));
+  });
   const begin = performance.now();
   try {
     const seen = await window.agridistill.see(new Blob([bytes], { type: kind }));
+    const milliseconds = performance.now() - begin;
     const { label, probability, probabilities, oodScore, problem, verdict } = seen.prediction;
-    const pixels = seen.pixels ? btoa(Array.from(seen.pixels, (each) => String.fromCharCode(each)).join("")) : null;
-    return { label, probability, probabilities: [...probabilities], oodScore, problem, verdict, pixels,
-      milliseconds: performance.now() - begin, parts: seen.milliseconds };
+    const view = withView && { ...seen.view, data: await inBase64(seen.view.data) };
+    return { label, probability, probabilities: [...probabilities], oodScore, problem, verdict, view,
+      milliseconds, parts: seen.milliseconds };
   } catch (error) {
     return { error: `${error.name ?? "Error"}: ${error.message ?? error}` };
   }
@@ -136,11 +149,12 @@ class Phone:
     def release(self) -> str:
         return str(self.page.evaluate("window.agridistill.release"))
 
-    def see(self, photo: bytes, kind: str = "image/jpeg") -> dict[str, Any]:
-        """What the page makes of a photo; `pixels` are the bytes that the model got."""
-        seen = dict(self.page.evaluate(_SEE, [base64.b64encode(photo).decode(), kind]))
-        if seen.get("pixels"):
-            seen["pixels"] = base64.b64decode(seen["pixels"])
+    def see(self, photo: bytes, kind: str = "image/jpeg", *, view: bool = False) -> dict[str, Any]:
+        """What the page makes of a photo; with `view` also the decoded part of it that the model saw, `(H, W, 3)`."""
+        seen = dict(self.page.evaluate(_SEE, [base64.b64encode(photo).decode(), kind, view]))
+        if held := seen.get("view"):
+            levels = np.frombuffer(base64.b64decode(held["data"]), np.uint8)
+            seen["view"] = levels.reshape(held["height"], held["width"], 3)
         return seen
 
     def wait_until_installed(self, timeout_s: float = 60) -> None:
@@ -185,6 +199,14 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def decoded_view(photo: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The part of a photo that the model sees, as `predict` decodes it: what `Phone.see` returns as `view`."""
+    image = read_source(photo, shorter_side=enough_pixels(preprocessing))
+    left, top, right, bottom = seen_part(image.size, preprocessing)
+    x, y = math.ceil(left), math.ceil(top)
+    return np.asarray(image.crop((x, y, max(x + 1, math.floor(right)), max(y + 1, math.floor(bottom)))))
 
 
 def with_script(page: Path, target: Path, mark: str) -> Path:
