@@ -42,7 +42,10 @@ class Page {
   private shown: { seen: Seen; classes: readonly string[] } | null = null;
   private status: Message | null = ["loading"];
   private isProblem = false;
+  /** What holds until the page closes, and what concerns the last photo. */
+  private readonly lasting: Message[] = [];
   private note: Message[] = [];
+  private busy = 0;
   private turn: Promise<unknown> = Promise.resolve();
 
   constructor(
@@ -71,7 +74,7 @@ class Page {
       this.history = await History.open();
       this.historyView = new HistoryView(this.history, this.speech);
     } catch {
-      this.tell(["error_none"]);
+      this.lasting.push(["error_none"]);
     }
     this.draw();
     // The files of the model come first: the service worker finds them in the cache then, and fetches none twice.
@@ -82,7 +85,9 @@ class Page {
         byId("update").onclick = take;
       },
     });
-    if (!canKeep) this.tell(["error_noOffline"]);
+    if (canKeep) return;
+    this.lasting.push(["error_noOffline"]);
+    this.drawNote();
   }
 
   private async opened(): Promise<Recogniser> {
@@ -122,7 +127,9 @@ class Page {
         if (file) void this.take(file, isLeaf).finally(() => (input.value = ""));
       };
     }
-    byId("photo-input").addEventListener("cancel", () => this.setStatus(["error_camera"], true));
+    byId("photo-input").addEventListener("cancel", () => {
+      if (!this.busy) this.setStatus(["error_camera"], true);
+    });
     const toggle = byId("map-toggle");
     toggle.onclick = () => {
       const map = byId("map");
@@ -163,13 +170,15 @@ class Page {
 
   /** One photo after the other; a second one that comes meanwhile waits. */
   private take(file: Blob, isLeaf: boolean): Promise<void> {
-    const turn = this.turn.then(() => this.judge(file, isLeaf));
+    this.busy += 1;
+    const turn = this.turn.then(() => this.judge(file, isLeaf)).finally(() => (this.busy -= 1));
     this.turn = turn;
     return turn;
   }
 
   private async judge(file: Blob, isLeaf: boolean): Promise<void> {
     this.note = [];
+    this.drawNote();
     const id = randomId();
     const at = new Date().toISOString();
     const place = this.settings.place ? findPlace() : Promise.resolve(null);
@@ -302,7 +311,7 @@ class Page {
   }
 
   private drawNote(): void {
-    byId("note").replaceChildren(...this.note.map((message) => make("p", this.speech.text(...message))));
+    byId("note").replaceChildren(...[...this.lasting, ...this.note].map((message) => make("p", this.speech.text(...message))));
   }
 
   private drawAbout({ manifest, engine }: Recogniser): void {

@@ -75,8 +75,11 @@ async function takeIndex(cache: Cache): Promise<void> {
 async function install(): Promise<void> {
   const cache = await caches.open(cacheName(release));
   for (const file of files) await take(cache, file);
-  // Last, so that a release with its page is whole.
   await takeIndex(cache);
+  // The worker of another release may have dropped the cache meanwhile, or the browser may have, for want of storage.
+  const stored = new Set((await (await caches.open(cacheName(release))).keys()).map(({ url }) => url));
+  const missing = [INDEX, ...files.map(({ path }) => path)].find((path) => !stored.has(addressOf(path)));
+  if (missing) throw new Error(`${missing} of release ${release.release} was dropped again`);
 }
 
 /** Drops the caches of other releases, unless one of them is about to be installed. */
