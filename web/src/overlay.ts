@@ -36,9 +36,15 @@ export function drawPixels(canvas: HTMLCanvasElement, { width, height, data }: P
   put(canvas, image);
 }
 
-/** Draws a map at its own size; the style sheet lays it over the photo, smooth and half transparent. */
-export function drawMap(canvas: HTMLCanvasElement, map: Map2d): void {
-  put(canvas, new ImageData(coloured(map), map.width, map.height));
+/** Draws a map in the size of the photo's part; the style sheet lays it over the photo, half transparent. */
+export function drawMap(canvas: HTMLCanvasElement, map: Map2d, { width, height }: Pixels): void {
+  const small = document.createElement("canvas");
+  put(small, new ImageData(coloured(map), map.width, map.height));
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d");
+  if (!context) return;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, width, height);
 }
 
 function put(canvas: HTMLCanvasElement, image: ImageData): void {

@@ -5,27 +5,23 @@ import { photoName } from "./exporting";
 import { History, HistoryError, type Kept } from "./history";
 import { HistoryView } from "./historyView";
 import { chosenLanguage, LANGUAGES, Speech, type Words } from "./language";
-import { ModelError } from "./manifest";
 import { drawMap, drawPixels, thumbnailOf } from "./overlay";
 import { findPlace } from "./place";
 import { MOST_LEAVES, pooled } from "./pooling";
 import type { Seen } from "./predictor";
-import { PhotoError } from "./preprocess";
-import { openRecogniser, type Recogniser } from "./recogniser";
-import { ReleaseError, ReleaseFiles, type Release } from "./release";
+import { problemOf, requireModernBrowser } from "./problems";
+import { openRecogniser, seeAnyFormat, type Recogniser } from "./recogniser";
+import { ReleaseFiles, type Release } from "./release";
 import { plantView, resultView } from "./resultView";
-import { checkedAddress, send } from "./sending";
+import { send } from "./sending";
 import { readSettings, writeSettings } from "./settings";
+import { connectSettings } from "./settingsView";
 import type { Texts } from "./texts/en";
 import { followUpdates } from "./updates";
 import type { Prediction } from "./verdict";
 
 type Message = readonly [keyof Texts, Readonly<Record<string, string | number>>?];
 
-/** A module of one function that needs 128-bit SIMD, as the engine does. */
-const SIMD_MODULE = Uint8Array.of(
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
-); // prettier-ignore
 const WAITED_FILES = ["model", "model.json"];
 const RUNTIME = "runtime/";
 const MODEL_ID_DIGITS = 12;
@@ -59,7 +55,7 @@ class Page {
   }
 
   async see(photo: Blob): Promise<Seen> {
-    return seen(await this.recogniser, photo);
+    return seeAnyFormat(await this.recogniser, photo);
   }
 
   async engine(): Promise<Recogniser["engine"]> {
@@ -93,9 +89,7 @@ class Page {
   private async opened(): Promise<Recogniser> {
     this.arrived = 0;
     try {
-      if (!globalThis.DecompressionStream || !globalThis.WebAssembly?.validate(SIMD_MODULE)) {
-        throw new UnsupportedError();
-      }
+      requireModernBrowser();
       const recogniser = await openRecogniser({ release: this.release, base: this.base }, (bytes) => {
         this.arrived += bytes;
         this.drawProgress();
@@ -136,36 +130,7 @@ class Page {
       map.hidden = !map.hidden;
       toggle.setAttribute("aria-pressed", String(!map.hidden));
     };
-    this.connectSettings();
-  }
-
-  private connectSettings(): void {
-    const [place, sending] = [byId<HTMLInputElement>("place"), byId<HTMLInputElement>("send")];
-    const [address, status] = [byId<HTMLInputElement>("address"), byId("settings-status")];
-    [place.checked, sending.checked, address.value] = [this.settings.place, this.settings.send, this.settings.address];
-    place.onchange = async () => {
-      this.settings.place = place.checked;
-      writeSettings(this.settings);
-      status.textContent = place.checked && !(await findPlace()) ? this.speech.text("placeNone") : "";
-    };
-    sending.onchange = address.onchange = () => {
-      const checked = checkedAddress(address.value);
-      const isMissing = checked === null && (sending.checked || address.value !== "");
-      status.textContent = isMissing ? this.speech.text("sendNoAddress") : "";
-      sending.checked &&= checked !== null;
-      this.settings.address = checked ?? "";
-      this.settings.send = sending.checked;
-      writeSettings(this.settings);
-    };
-    const install = byId("install");
-    addEventListener("beforeinstallprompt", (event) => {
-      event.preventDefault();
-      install.hidden = false;
-      install.onclick = () => {
-        install.hidden = true;
-        void (event as Event & { prompt(): Promise<void> }).prompt();
-      };
-    });
+    connectSettings(this.settings, (key) => this.speech.text(key));
   }
 
   /** One photo after the other; a second one that comes meanwhile waits. */
@@ -185,7 +150,7 @@ class Page {
     try {
       const recogniser = await this.reopened();
       this.setStatus(["looking"]);
-      const found = await seen(recogniser, file);
+      const found = await seeAnyFormat(recogniser, file);
       if (!isLeaf || this.plant.leaves.length >= MOST_LEAVES) this.plant = { id, leaves: [] };
       this.plant.leaves.push(found.prediction);
       this.shown = { seen: found, classes: recogniser.manifest.classes };
@@ -300,7 +265,7 @@ class Page {
     const { prediction, view, attention } = shown.seen;
     drawPixels(byId<HTMLCanvasElement>("seen"), view);
     byId("map-toggle").hidden = !attention;
-    if (attention) drawMap(byId<HTMLCanvasElement>("map"), attention);
+    if (attention) drawMap(byId<HTMLCanvasElement>("map"), attention, view);
     else byId("map").hidden = true;
     byId("result").replaceChildren(...resultView(prediction, shown.classes, speech));
     const { leaves } = this.plant;
@@ -322,43 +287,6 @@ class Page {
       engine: engine.name + threads,
     });
   }
-}
-
-class UnsupportedError extends Error {}
-
-/** Where the worker cannot decode a format, such as HEIC, an element of the page may. */
-async function seen(recogniser: Recogniser, photo: Blob): Promise<Seen> {
-  try {
-    return await recogniser.see(photo);
-  } catch (error) {
-    const bitmap = error instanceof PhotoError && photo.size ? await asElement(photo) : null;
-    if (!bitmap) throw error;
-    return recogniser.see(bitmap);
-  }
-}
-
-async function asElement(photo: Blob): Promise<ImageBitmap | null> {
-  const image = new Image();
-  const url = URL.createObjectURL(photo);
-  try {
-    image.src = url;
-    await image.decode();
-    return await createImageBitmap(image);
-  } catch {
-    return null;
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-}
-
-function problemOf(error: unknown, otherwise: keyof Texts): keyof Texts {
-  if (error instanceof PhotoError) {
-    const texts = { heic: "error_heic", unreadable: "error_unreadable", "too large": "error_tooLarge", empty: "error_empty" } as const;
-    return texts[error.problem];
-  }
-  if (error instanceof ReleaseError) return error.offline ? "error_offline" : "error_damaged";
-  if (error instanceof UnsupportedError) return "error_old";
-  return error instanceof ModelError ? "error_model" : otherwise;
 }
 
 /** 32 hex digits; `crypto.randomUUID` exists only on pages with https. */

@@ -71,6 +71,31 @@ export async function openRecogniser(opening: Opening, progress: (bytes: number)
   return { ...opened, see: (source) => call<Seen>({ see: source }) };
 }
 
+/** Sees a photo; where the worker cannot decode its format, such as HEIC, an element of the page may. */
+export async function seeAnyFormat(recogniser: Recogniser, photo: Blob): Promise<Seen> {
+  try {
+    return await recogniser.see(photo);
+  } catch (error) {
+    const bitmap = error instanceof PhotoError && photo.size ? await decodedByElement(photo) : null;
+    if (!bitmap) throw error;
+    return recogniser.see(bitmap);
+  }
+}
+
+async function decodedByElement(photo: Blob): Promise<ImageBitmap | null> {
+  const image = new Image();
+  const url = URL.createObjectURL(photo);
+  try {
+    image.src = url;
+    await image.decode();
+    return await createImageBitmap(image);
+  } catch {
+    return null;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
 /** The other end: answers requests in the worker. */
 export function serveRecogniser(): void {
   let predictor: Predictor | undefined;
