@@ -67,7 +67,10 @@ export async function openRecogniser(opening: Opening, progress: (bytes: number)
     for (const each of calls.values()) each.reject(new Error(event.message || "the worker ended"));
     calls.clear();
   };
-  const opened = await call<Opened>({ open: opening });
+  const opened = await call<Opened>({ open: opening }).catch((error: unknown) => {
+    worker.terminate();
+    throw error;
+  });
   return { ...opened, see: (source) => call<Seen>({ see: source }) };
 }
 
