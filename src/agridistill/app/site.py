@@ -107,7 +107,7 @@ def write_site(
     path, manifest = _checked_model(model_path(model), built.engine.engine)
     found = words or words_file(path, manifest)
     texts = read_words(found, manifest.classes) if found else no_words()
-    name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem)
+    name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
     _require_prediction(path, manifest)
     contents = _contents(built, path, texts, runtime)
     paths = {logical: each.path for logical, each in contents.items()}
