@@ -9,7 +9,7 @@ ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo check test test-all peers test-bare torture docs format clean
+.PHONY: help install demo check test test-all web web-check peers test-bare torture docs format clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,7 +49,20 @@ check: $(CHECK_STAMP) ## Lint, architecture, and types where torch is installed 
 test: $(STAMP) check ## Run the checks, then all tests but the slow ones: minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) -m "not slow"
 
+# npm writes this file last.
+web/node_modules/.package-lock.json: web/package-lock.json
+	npm ci --prefix web --no-audit --no-fund
+
+web: web/node_modules/.package-lock.json ## Build the phone page for `agridistill app`; needs Node 20 and npm.
+	npm run build --prefix web
+
+web-check: web ## Check the types of the phone page, and test its modules.
+	npm run check --prefix web
+	npm test --prefix web
+
 test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests with coverage, also against real engines and brokers.
+	@if command -v npm >/dev/null; then $(MAKE) web-check; else \
+	  echo "warning: Node and npm are not installed: the tests of the phone page are skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
 
 # RabbitMQ comes from the system: apt-get install rabbitmq-server.

@@ -94,6 +94,10 @@ NEEDS = {
     ),
     "IPv6": Need("needs IPv6 on the loopback device, which this machine has not: enable IPv6", _has_ipv6),
     "heic": Need("needs pi-heif, which is not installed: pip install 'agridistill[heic]'", lambda: READS_HEIC),
+    "page": Need(
+        "needs the built phone page: make web",
+        lambda: (Path(__file__).parents[1] / "src/agridistill/app/page/runtime.json").is_file(),
+    ),
     "photos": Need(
         "needs real photos: set AGRIDISTILL_DATA to the folder of PlantVillage's tomatoes",
         lambda: bool(os.environ.get("AGRIDISTILL_DATA")),

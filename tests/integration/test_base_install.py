@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "src" / "agridistill" / "app" / "page"
 HEAVY = ("torch", "torchvision", "timm", "lightning", "onnx", "sklearn", "safetensors")
 
 
@@ -134,7 +135,23 @@ def test_the_wheel_brings_the_tomato_model(device: Device, tmp_path: Path) -> No
         "tomato-int8.json",
         "tomato-int8.learnt",
         "tomato-int8.onnx",
+        "tomato.words.toml",
     ]
+
+
+def test_the_wheel_brings_the_phone_page_if_it_is_built(device: Device, tmp_path: Path) -> None:
+    (package,) = device.bin.parent.glob("lib/python*/site-packages/agridistill")
+    built = {str(path.relative_to(PAGE)) for path in PAGE.rglob("*") if path.is_file()}
+    carried = {str(path.relative_to(package / "app" / "page")) for path in (package / "app").rglob("page/**/*")}
+    assert built <= carried
+    done = run(device.bin / "agridistill", "app", "tomato", "--out", tmp_path / "site", "--runtime", tmp_path)
+    assert done.returncode == 2
+    if built:
+        assert "in --runtime; got no '" in done.stderr
+    else:
+        assert "expected the built phone page; got no 'index.html'" in done.stderr
+        assert "run make web" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_wheel_brings_the_recipes(device: Device, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 from typer import Option
 
 from agridistill import __version__
+from agridistill.cli import app as phone_app
 from agridistill.cli import benchmark, compare, data, demo, evaluate, export, status, train, watch
 from agridistill.cli.output import LogLines, printable, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
@@ -37,6 +38,7 @@ for _command in (train.train, train.distill, compare.compare, evaluate.evaluate,
     app.command()(_command)
 for _command in (evaluate.models, benchmark.benchmark, compare.report, watch.watch, status.status, watch.publish):
     app.command()(_command)
+app.command()(phone_app.app)
 
 
 def _show_version(requested: bool) -> None:

@@ -1,0 +1,92 @@
+"""Serves a phone page on this machine, for a try on the desk; on a farm any static web server does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+from typing import Any
+
+from agridistill.errors import RunError
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    # Compressed files stay compressed: the page itself decompresses them, so that any server will do.
+    extensions_map = {  # noqa: RUF012 - the base class's
+        ".html": "text/html; charset=utf-8",
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".css": "text/css",
+        ".json": "application/json",
+        ".webmanifest": "application/manifest+json",
+        ".png": "image/png",
+        ".svg": "image/svg+xml",
+        ".txt": "text/plain; charset=utf-8",
+        ".gz": "application/gzip",
+        "": "application/octet-stream",
+    }
+
+    def end_headers(self) -> None:
+        """Adds the headers that let a browser use several threads, and keep what never changes."""
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        is_addressed = self.path.split("?")[0].rpartition("/")[0].endswith("/files")
+        self.send_header("Cache-Control", "max-age=31536000, immutable" if is_addressed else "no-cache")
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        """Answers that there is no page, instead of listing a folder."""
+        self.send_error(HTTPStatus.NOT_FOUND)
+
+    def version_string(self) -> str:
+        """Returns the `Server` header without version numbers."""
+        return "AgriDistill"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Logs nothing, unlike the base class."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder: Path, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), functools.partial(_Handler, directory=str(folder)))
+
+    def server_bind(self) -> None:
+        """Binds without looking up this machine's name, which takes seconds where no name server answers."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignores browsers that close a connection early."""
+
+
+@contextlib.contextmanager
+def site_server(folder: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[_Server, str]]:
+    """Opens a server for a folder; yields it, with its address. `serve_forever` of the server answers requests.
+
+    Args:
+        folder: the folder that `write_site` wrote.
+        host: address to bind to; browsers install a page over http only from this machine itself.
+        port: port to bind to; 0 chooses a free one.
+
+    Raises:
+        RunError: the address is in use, or does not belong to this machine.
+    """
+    try:
+        server = _Server(folder, host, port)
+    except OSError as error:
+        got = f"host '{host}' and port {port} ({error.strerror or error})"
+        expected = "a free address of this machine for the page"
+        raise RunError(expected, got, "pass another --host or --port") from None
+    # A browser calls a page on "localhost" safe, as it does one with https.
+    name = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
+    with server:
+        yield server, f"http://{name}:{server.server_port}/"

@@ -1,0 +1,247 @@
+"""Writes the phone page of a model as a static folder, and updates one that is being served.
+
+All files but three are named by their hash, so a page finds either its own files or none. `release.json` lists them;
+the page and its service worker hold a copy of that list, and the service worker takes a release only as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agridistill.app.engine_files import engine_files, packed_code
+from agridistill.app.page_files import PAGE, BuiltPage, filled, read_page
+from agridistill.app.words import no_words, read_words, words_file
+from agridistill.errors import ConfigError, ModelError, RunError
+from agridistill.manifest import ModelManifest, read_manifest
+from agridistill.runtime.backends import manifest_path, missing_model, model_path, open_artefact
+from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.verdict import plain_label
+from agridistill.storage import json_text, replacing, replacing_folder, require_writable
+
+RELEASE_FORMAT = 1
+RELEASE_NAME = "release.json"
+_SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
+_LONGEST_NAME = 40
+_ADDRESSED = re.compile(r"[0-9a-f]{16}-.+")
+# The manifest has the same name in each release, because a browser knows an installed page by it.
+_MANIFEST = "app.webmanifest"
+# In the order of writing: the worker, which brings a new release to phones, comes after all that it asks for.
+_FIXED = (_MANIFEST, "index.html", "sw.js", RELEASE_NAME)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The phone page that `write_site` wrote."""
+
+    out: Path
+    release: str  # changes with each file of the page
+    name: str  # below the icon on the phone
+    engine: str  # "onnx" or "litert"
+    model_sha256: str
+    languages: tuple[str, ...]  # of the words; empty if the classes are shown by their plain labels
+    files: int  # that a phone fetches on its first visit
+    first_visit_bytes: int  # of all these files
+    changed: bool  # False if the folder already had this release
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as a dict that `json.dumps` accepts; the keys are the names of the attributes."""
+        return {**asdict(self), "out": str(self.out)}
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A file of a release, as it is served."""
+
+    path: str
+    content: bytes
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return {"path": self.path, "sha256": hashlib.sha256(self.content).hexdigest(), "bytes": len(self.content)}
+
+
+def write_site(
+    model: Path | str,
+    out: Path,
+    *,
+    words: Path | None = None,
+    name: str | None = None,
+    runtime: Path | None = None,
+    page: Path = PAGE,
+    force: bool = False,
+) -> Site:
+    """Writes the phone page of a model into a folder, or updates the one there.
+
+    The page may be served meanwhile: new files are written before the page that asks for them, and the files of the
+    previous release stay until the next one.
+
+    Args:
+        model: an exported file, or the name of a shipped model.
+        out: the folder.
+        words: a file of words (see `words`); None takes the one beside the model, if there is one.
+        name: the name below the icon; None takes the crop that all classes begin with, or the model's name.
+        runtime: where the files of the engine are (see `engine_files`); None fetches them once.
+        page: the built page.
+        force: also writes into a folder with other files, which stay.
+
+    Raises:
+        ModelError: the model does not exist, is damaged, or the page's engine cannot run it.
+        ConfigError: the words or the name cannot be used.
+        FetchError: the files of the engine cannot be fetched or are damaged.
+        RunError: the page is not built, or `out` holds something else.
+    """
+    out = out.resolve()
+    before = _release_in(out, force=force)
+    built = read_page(page)
+    path, manifest = _checked_model(model_path(model), built.engine.engine)
+    found = words or words_file(path, manifest)
+    texts = read_words(found, manifest.classes) if found else no_words()
+    name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
+    _require_prediction(path, manifest)
+    contents = _contents(built, path, texts, runtime)
+    paths = {logical: each.path for logical, each in contents.items()}
+    contents[_MANIFEST] = _Content(_MANIFEST, filled(_MANIFEST, built.templates[_MANIFEST], paths, name))
+    release = _release(contents, built, name, before)
+    for each in ("index.html", "sw.js"):
+        contents[each] = _Content(each, filled(each, built.templates[each], paths, name, release))
+    sent = [len(each.content) for each in contents.values()]
+    contents[RELEASE_NAME] = _Content(RELEASE_NAME, json_text(release).encode())
+    return Site(
+        out=out,
+        release=str(release["release"]),
+        name=name,
+        engine=built.engine.engine,
+        model_sha256=manifest.weights_sha256,
+        languages=tuple(texts["languages"]),
+        files=len(sent),
+        first_visit_bytes=sum(sent),
+        changed=_write(out, contents, before, release),
+    )
+
+
+def _release_in(out: Path, *, force: bool) -> dict[str, Any] | None:
+    """Returns the release that a folder holds, None if it is new or empty; refuses a folder of something else."""
+    require_writable(out, folder=True)
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        release = json.loads((out / RELEASE_NAME).read_bytes())
+        if release.get("format") == RELEASE_FORMAT and isinstance(release.get("files"), dict):
+            return dict(release)
+    if force:
+        return {}
+    raise RunError(
+        "a new folder, or one that agridistill app wrote",
+        f"'{out}', which holds other files",
+        "choose another --out, or add --force to write beside them",
+    )
+
+
+def _checked_model(path: Path, engine: str) -> tuple[Path, ModelManifest]:
+    suffix = _SUFFIXES.get(engine, "")
+    if not path.exists():
+        raise missing_model(path)
+    if path.is_dir() or path.suffix.lower() != suffix:
+        got = f"the run folder '{path}'" if path.is_dir() else f"'{path}'"
+        raise ModelError(f"an exported model ({suffix})", got, f"run agridistill export RUN --out leaf{suffix}")
+    return path, read_manifest(manifest_path(path))
+
+
+def _require_prediction(path: Path, manifest: ModelManifest) -> None:
+    """Checks the model's sha256, and that it predicts a photo; raises a ModelError otherwise."""
+    side = manifest.preprocessing.image_size
+    Predictor(open_artefact(path, photos=1, threads=1)).predict(np.full((side, side, 3), 128, np.uint8))
+
+
+def _contents(built: BuiltPage, model: Path, words: dict[str, Any], runtime: Path | None) -> dict[str, _Content]:
+    """Returns the files of a release that are named by their hash, by their logical names."""
+    contents = {logical: _addressed(logical, content) for logical, content in built.files.items()}
+    for name, content in engine_files(built.engine, folder=runtime).items():
+        is_code = name.endswith(".wasm")
+        file = _addressed(f"{name}.lzma", packed_code(content)) if is_code else _addressed(name, content)
+        contents[f"runtime/{name}"] = file
+    contents["model"] = _zipped(f"model{model.suffix.lower()}", model.read_bytes())
+    contents["model.json"] = _zipped("model.json", manifest_path(model).read_bytes())
+    contents["words.json"] = _zipped("words.json", json_text(words).encode())
+    return contents
+
+
+def _crop(classes: tuple[str, ...]) -> str:
+    """Returns what all classes begin with in plain words ("Tomato"), or ""."""
+    crops = {plain_label(each).split(": ")[0] for each in classes if ": " in plain_label(each)}
+    return crops.pop() if len(crops) == 1 and all(": " in plain_label(each) for each in classes) else ""
+
+
+def _checked_name(name: str) -> str:
+    if not (0 < len(name.strip()) <= _LONGEST_NAME and name.isprintable()):
+        expected = f"a name of 1 to {_LONGEST_NAME} characters for the icon"
+        raise ConfigError(expected, repr(name), "pass another --name")
+    return name.strip()
+
+
+def _addressed(name: str, content: bytes) -> _Content:
+    return _Content(f"files/{hashlib.sha256(content).hexdigest()[:16]}-{name.split('/')[-1]}", content)
+
+
+def _zipped(name: str, content: bytes) -> _Content:
+    # Without a time, so that the same file gives the same release.
+    return _addressed(f"{name}.gz", gzip.compress(content, 9, mtime=0))
+
+
+def _release(
+    contents: Mapping[str, _Content], built: BuiltPage, name: str, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    files = {logical: each.entry for logical, each in sorted(contents.items())}
+    hashes = [(entry["path"], entry["sha256"]) for entry in files.values()]
+    # The page and its worker contain the release, so their own hashes cannot be part of it: those before it count.
+    hashes += [(each, hashlib.sha256(built.templates[each]).hexdigest()) for each in ("index.html", "sw.js")]
+    lines = "".join(f"{path} {sha256}\n" for path, sha256 in sorted([*hashes, ("name", name)]))
+    identity = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    same = (before or {}).get("release") == identity
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "format": RELEASE_FORMAT,
+        "release": identity,
+        "engine": built.engine.engine,
+        "built": (before or {}).get("built", now) if same else now,
+        "name": name,
+        "files": files,
+    }
+
+
+def _write(
+    out: Path, contents: Mapping[str, _Content], before: dict[str, Any] | None, release: Mapping[str, Any]
+) -> bool:
+    """Writes the files of a release, in an order that a server may interrupt; returns whether any was new."""
+    ordered = sorted(contents.values(), key=lambda each: _FIXED.index(each.path) if each.path in _FIXED else -1)
+    if before is None:
+        with replacing_folder(out) as folder:
+            (folder / "files").mkdir()
+            for each in ordered:
+                (folder / each.path).write_bytes(each.content)
+        return True
+    changed = False
+    for each in ordered:
+        path = out / each.path
+        if not path.is_file() or path.read_bytes() != each.content:
+            changed = True
+            with replacing(path) as temporary:
+                temporary.write_bytes(each.content)
+    if before.get("release") != release["release"]:
+        kept = {entry.get("path") for entry in before.get("files", {}).values() if isinstance(entry, dict)}
+        kept |= {each.path for each in ordered}
+        for path in (out / "files").iterdir():
+            if _ADDRESSED.fullmatch(path.name) and f"files/{path.name}" not in kept:
+                path.unlink()
+    return changed

@@ -1,0 +1,346 @@
+"""The built page in a real browser: it decides as `predict` does, works without a network, and sends nothing away."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.app.interrupted import Version, run, seen_version, versions
+from tests.app.phone import ENGINE, Phone, SlowServer, decoded_view, serving, wait_for
+from tests.app.photo_forms import forms, stored
+from tests.needs import chromium
+
+import agridistill
+from agridistill.app import Site, engine_files, write_site
+from agridistill.data.drawn_leaves import draw_leaves
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium", "page"), pytest.mark.timeout(600)]
+
+MOST_BYTES = 6_000_000
+AXE = ENGINE.parent / "axe-core" / "axe.min.js"
+WIDTHS = (360, 768, 1280)
+# Chromium asks its maker about the fields of forms.
+QUIET = "--disable-features=AutofillServerCommunication"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox", QUIET])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def quickly_packed() -> Iterator[None]:
+    """The best packing takes a quarter of a minute; for all tests but that of the size a quick one will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_files, "_LZMA", [{"id": lzma.FILTER_LZMA1, "preset": 0}])
+        yield
+
+
+@pytest.fixture(scope="module")
+def site(quickly_packed: None, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return write_site("tomato", tmp_path_factory.mktemp("tomato") / "site", runtime=ENGINE)
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[SlowServer]:
+    with serving(site.out) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def two_versions(
+    quickly_packed: None, colour_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Version, Version]:
+    return versions(colour_model, tmp_path_factory.mktemp("versions"))
+
+
+@pytest.fixture(scope="module")
+def leaf(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
+    """A drawn leaf with lesions, of 256 px."""
+    folder = draw_leaves(tmp_path_factory.mktemp("drawn") / "leaves", leaves_per_class=1, image_size=256)
+    with Image.open(sorted(folder.rglob("*.jpg"))[-1]) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def phone(browser: Any, server: SlowServer) -> Iterator[Phone]:
+    """A phone that visits the page for the first time."""
+    context = browser.new_context(viewport={"width": 360, "height": 740}, locale="en-GB")
+    found = Phone.of(context.new_page())
+    found.open(server.address)
+    yield found
+    context.close()
+
+
+def shoot(phone: Phone, photo: bytes, name: str = "leaf.jpg", kind: str = "image/jpeg") -> None:
+    """Chooses a photo as a user does, and waits for an answer or a problem."""
+    phone.page.get_by_test_id("gallery-input").set_input_files({"name": name, "mimeType": kind, "buffer": photo})
+    phone.page.locator("[data-testid=verdict], [data-testid=problem]").first.wait_for(timeout=60_000)
+
+
+def test_the_page_decides_as_predict_does_whatever_form_a_photo_has(phone: Phone, leaf: Image.Image) -> None:
+    predictor = agridistill.load("tomato", engine="onnxruntime")
+    same_pixels = 0
+    made = forms(np.random.default_rng(1))
+    for form, make in made.items():
+        photo, kind = make(leaf)
+        seen, expected = phone.see(photo, kind, view=True), predictor.predict(photo)
+        assert "error" not in seen, (form, seen)
+        assert (seen["verdict"], seen["problem"]) == (expected.verdict, expected.problem), form
+        assert seen["label"] == expected.label, form
+        difference = np.abs(np.array(seen["probabilities"]) - expected.probabilities).max()
+        view = decoded_view(photo, predictor.manifest.preprocessing)
+        assert np.abs(seen["view"].astype(int) - view).mean() < 1, form
+        if (seen["view"] == view).all():
+            same_pixels += 1
+            assert difference < 0.01, form
+            assert seen["oodScore"] == pytest.approx(expected.ood_score, rel=0.01), form
+    # Decoders of large JPEGs and conversions of colours differ by a level here and there.
+    assert same_pixels >= 0.6 * len(made)
+    assert phone.complaints == []
+
+
+def test_a_first_visit_fetches_each_file_once(browser: Any, site: Site) -> None:
+    with serving(site.out) as server:
+        context = browser.new_context()
+        phone = Phone.of(context.new_page())
+        phone.open(server.address)
+        phone.wait_until_installed()
+        context.close()
+        # The page itself and its worker are asked for again by the worker that checks them.
+        twice = {path for path in server.asked if server.asked.count(path) > 1}
+        assert twice <= {"/", "/sw.js", "/index.html"}
+        assert server.sent_bytes <= site.first_visit_bytes + 60_000
+        assert all(path.lstrip("/") in {"", *(_listed(site))} for path in server.asked), server.asked
+
+
+def _listed(site: Site) -> set[str]:
+    return {str(path.relative_to(site.out)) for path in site.out.rglob("*")}
+
+
+def test_a_first_visit_takes_at_most_six_megabytes(tmp_path: Path) -> None:
+    written = write_site("tomato", tmp_path / "site", runtime=ENGINE)
+    assert written.first_visit_bytes <= MOST_BYTES
+    assert written.files <= 20
+
+
+def test_without_a_network_the_page_starts_and_answers(browser: Any, site: Site, leaf: Image.Image) -> None:
+    photo, _ = stored(leaf)
+    with serving(site.out) as server:
+        context = browser.new_context()
+        phone = Phone.of(context.new_page()).open(server.address)
+        online = phone.see(photo)
+        phone.wait_until_installed()
+        server.stop()
+        # Once in the page that was open, and once in a new one.
+        phone.page.reload()
+        phone.engine()
+        again = Phone.of(context.new_page()).open(server.address)
+        for each in (phone, again):
+            offline = each.see(photo)
+            assert offline["label"] == online["label"]
+            assert offline["probabilities"] == pytest.approx(online["probabilities"], abs=1e-6)
+        assert all(entry.startswith(server.address) for entry in phone.asked if not _is_inside(entry))
+        context.close()
+
+
+def _is_inside(url: str) -> bool:
+    return url.startswith(("blob:", "data:"))
+
+
+class Elsewhere(socketserver.ThreadingTCPServer):
+    """A proxy for all addresses but the page's own; notes who comes."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.asked.append(request.recv(1000))
+
+
+def test_no_photo_and_nothing_else_leaves_the_page(browser: Any, server: SlowServer, leaf: Image.Image) -> None:
+    with Elsewhere() as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, args=(0.02,), daemon=True).start()
+        proxy = {"server": f"http://127.0.0.1:{elsewhere.server_address[1]}", "bypass": "localhost"}
+        context = browser.new_context(proxy=proxy)
+        phone = Phone.of(context.new_page()).open(server.address)
+        phone.wait_until_installed()
+        # The proxy would see it: what the page itself cannot ask for is asked for here.
+        phone.page.evaluate("fetch('http://elsewhere.test/').catch(() => null)")
+        assert len(elsewhere.asked) == 1
+        asked = len(server.asked)
+        shoot(phone, stored(leaf)[0])
+        shoot(phone, b"no photo")
+        phone.page.wait_for_timeout(500)
+        context.close()
+        elsewhere.shutdown()
+    assert server.asked[asked:] == []
+    assert len(elsewhere.asked) == 1, elsewhere.asked
+
+
+def test_an_open_page_keeps_its_release_until_the_user_takes_the_next(
+    browser: Any, two_versions: tuple[Version, Version]
+) -> None:
+    first, second = two_versions
+    with serving(first.site.out) as server:
+        context = browser.new_context()
+        phone = Phone.of(context.new_page()).open(server.address)
+        phone.wait_until_installed()
+        server.folder = second.site.out
+        phone.page.reload()
+        phone.engine()
+        assert seen_version(phone, two_versions) == "first"
+        phone.page.locator("#update").wait_for(timeout=30_000)
+        assert seen_version(phone, two_versions) == "first"
+        other = Phone.of(context.new_page()).open(server.address)
+        assert seen_version(other, two_versions) == "first"
+        with phone.page.expect_navigation(), other.page.expect_navigation():
+            phone.page.locator("#update").click()
+        for each in (phone, other):
+            each.engine()
+            assert seen_version(each, two_versions) == "second"
+        server.stop()
+        phone.page.reload()
+        phone.engine()
+        assert seen_version(phone, two_versions) == "second"
+        wait_for(lambda: len(phone.page.evaluate("caches.keys()")) == 1, what="one cache alone")
+        context.close()
+
+
+def test_an_update_over_a_slow_network_that_ends_leaves_the_release_before(
+    browser: Any, two_versions: tuple[Version, Version]
+) -> None:
+    first, second = two_versions
+    with serving(first.site.out) as server:
+        context = browser.new_context()
+        phone = Phone.of(context.new_page()).open(server.address)
+        phone.wait_until_installed()
+        server.folder, server.bytes_a_second = second.site.out, 20_000
+        asked = len(server.asked)
+        phone.page.reload()
+        wait_for(lambda: any("-app.js" in path for path in server.asked[asked:]), what="the start of the update")
+        phone.engine()
+        assert seen_version(phone, two_versions) == "first"
+        server.stop()
+        phone.page.reload()
+        phone.engine()
+        assert seen_version(phone, two_versions) == "first"
+        server.bytes_a_second = 0
+        server.start()
+        phone.page.reload()
+        phone.page.locator("#update").wait_for(timeout=30_000)
+        context.close()
+
+
+def test_updates_that_are_killed_never_mix_releases(quickly_packed: None, colour_model: Path, tmp_path: Path) -> None:
+    found = run(colour_model, int(os.environ.get("AGRIDISTILL_KILLS", "3")), tmp_path)
+    assert found["mixtures"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content"),
+    [
+        ("notes.txt", "text/plain", b"no photo"),
+        ("empty.jpg", "image/jpeg", b""),
+        ("cut-off.png", "image/png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("photo.heic", "image/heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)),
+    ],
+)
+def test_a_file_that_is_no_photo_ends_in_one_plain_sentence(phone: Phone, name: str, kind: str, content: bytes) -> None:
+    shoot(phone, content, name, kind)
+    (problem,) = phone.page.get_by_test_id("problem").all_inner_texts()
+    assert 10 < len(problem) < 200
+    assert not re.search(r"Error|undefined|null|NaN|\{", problem), problem
+    assert phone.complaints == []
+
+
+def test_odd_photos_end_in_a_verdict(phone: Phone, leaf: Image.Image) -> None:
+    screenshot = Image.new("RGB", (1080, 2400), "white")
+    screenshot.paste(leaf, (400, 1000))
+    large = leaf.resize((4000, 3000))
+    for image in (Image.new("RGB", (1, 1), "green"), screenshot, large):
+        seen = phone.see(*stored(image))
+        assert seen.get("verdict") in ("answer", "unsure", "unfamiliar", "unusable"), seen
+    shoot(phone, stored(large)[0])
+    assert phone.page.get_by_test_id("verdict").count() == 1
+
+
+WIDE = "document.documentElement.scrollWidth"
+# Buttons and labels that a thumb must hit.
+SMALL = """[...document.querySelectorAll("button, label.button, summary")].filter((each) => each.checkVisibility())
+  .map((each) => [each.textContent.trim(), each.getBoundingClientRect().height]).filter(([, height]) => height < 40)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en", "es", "ar"])
+def test_the_answer_is_readable_on_every_screen(
+    browser: Any, server: SlowServer, leaf: Image.Image, language: str, scheme: str
+) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": WIDTHS[0], "height": 740})
+    phone = Phone.of(context.new_page()).open(server.address)
+    phone.page.get_by_test_id("language").select_option(language)
+    shoot(phone, stored(leaf)[0])
+    assert phone.page.evaluate("document.documentElement.lang") == language
+    assert phone.page.evaluate("getComputedStyle(document.body).direction") == ("rtl" if language == "ar" else "ltr")
+    folder = os.environ.get("AGRIDISTILL_SCREENSHOTS")
+    for width in WIDTHS:
+        phone.page.set_viewport_size({"width": width, "height": 740 if width < 700 else 900})
+        assert phone.page.evaluate(WIDE) <= width
+        assert phone.page.evaluate(SMALL) == []
+        if folder:
+            phone.page.screenshot(path=Path(folder) / f"phone-{language}-{scheme}-{width}.png", full_page=True)
+    if AXE.exists():
+        phone.page.evaluate(AXE.read_text())
+        violations = phone.page.evaluate("axe.run().then((found) => found.violations)")
+        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
+    assert phone.complaints == []
+    context.close()
+
+
+def test_the_words_of_a_class_are_shown_in_the_language_of_the_reader(
+    browser: Any, server: SlowServer, site: Site
+) -> None:
+    folder = os.environ.get("AGRIDISTILL_DATA")
+    if folder is None:
+        pytest.skip("needs real photos: set AGRIDISTILL_DATA to the folder of PlantVillage's tomatoes")
+    predictor = agridistill.load("tomato", engine="onnxruntime")
+    photos = sorted(path for path in Path(folder).rglob("*") if "Late_blight" in str(path) and path.is_file())
+    photo = next(path for path in photos if predictor.predict(path).verdict == "answer")
+    context = browser.new_context(locale="es-ES")
+    phone = Phone.of(context.new_page()).open(server.address)
+    shoot(phone, photo.read_bytes())
+    text = phone.page.get_by_test_id("result").inner_text()
+    assert "Tizón tardío" in text
+    assert "no fueron escritos por un agrónomo" in phone.page.locator("body").inner_text()
+    context.close()
+
+
+def test_photos_do_not_fill_the_memory(phone: Phone, leaf: Image.Image) -> None:
+    photo = stored(leaf.resize((1000, 1000)))[0]
+    held = io.BytesIO(photo).getvalue()
+    used: list[float] = []
+    session = phone.page.context.new_cdp_session(phone.page)
+    for _ in range(3):
+        for _ in range(8):
+            phone.see(held)
+        session.send("HeapProfiler.collectGarbage")
+        used.append(phone.page.evaluate("performance.memory.usedJSHeapSize") / 1e6)
+    assert used[-1] < used[0] + 10, used
