@@ -169,7 +169,7 @@ def main() -> None:
         "plants": plants(),
         "labels": {label: plain_label(label) for label in labels},
         "healthy": {name: is_healthy(name) for name in names},
-        "percents": {str(each): percent_words(each) for each in (0.001, 0.0049, 0.0051, 0.41, 0.931, 0.994, 0.995, 1.0)},
+        "percents": {str(p): percent_words(p) for p in (0.001, 0.0049, 0.0051, 0.41, 0.931, 0.994, 0.995, 1.0)},
         "softmax": {
             "logits": [1.5, -2.0, 0.25],
             "temperature": 0.82,

@@ -272,12 +272,13 @@ def percent_words(probability: float) -> str:
     """Formats a probability, 0 to 1, in whole per cent; never as 0 % or 100 %, because no model is certain.
 
     Example:
-        >>> percent_words(0.931), percent_words(0.9999), percent_words(0.001)
+        >>> percent_words(0.931), percent_words(0.9999), percent_words(0.005)
         ('93 %', 'over 99 %', 'under 1 %')
     """
     if probability >= 0.995:
         return "over 99 %"
-    return "under 1 %" if probability < 0.005 else f"{100 * probability:.0f} %"
+    percent = f"{100 * probability:.0f}"
+    return "under 1 %" if percent == "0" else f"{percent} %"
 
 
 def _repeated_share(pixels: Pixels) -> float:

@@ -25,9 +25,9 @@ export const en = {
   problem_smeared: "The photo is damaged: take it again",
   whatNext: "What to look at next",
   warning: "Warning",
-  whereLooked: "Where the model looked",
+  whereLooked: "Where the network responds",
   seenAlt: "The part of the photo that the model saw",
-  mapAlt: "Yellow where the model looked most",
+  mapAlt: "Yellow where the network responds most. This need not be the reason for the answer.",
 
   plant: "This plant",
   plantIll: "Leaves that look ill: about {ill} of {n}.",

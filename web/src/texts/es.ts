@@ -27,9 +27,9 @@ export const es: Texts = {
   problem_smeared: "La foto está dañada: repítala",
   whatNext: "Qué mirar ahora",
   warning: "Advertencia",
-  whereLooked: "Dónde miró el modelo",
+  whereLooked: "Dónde responde la red",
   seenAlt: "La parte de la foto que el modelo vio",
-  mapAlt: "Amarillo donde más miró el modelo",
+  mapAlt: "Amarillo donde la red responde más. No es necesariamente la razón de la respuesta.",
 
   plant: "Esta planta",
   plantIll: "Hojas que parecen enfermas: unas {ill} de {n}.",
