@@ -32,7 +32,7 @@ from agridistill.manifest import read_manifest
 
 _SLOW_BYTES_A_SECOND = 40_000
 _LONGEST_S = 8.0
-_MOST_VISITS = 3
+_MOST_VISITS = 1
 # What a page is made of, from four files of its release, and the caches that are there.
 _IDENTITY = """async () => ({
   release: window.agridistill.release,
