@@ -13,6 +13,7 @@ OUTSIDE = (
     "CHANGELOG.md",
     "LICENSE",
     "models/tomato/README.md",
+    "weights/README.md",
     "deploy/mosquitto.conf",
     "deploy/watch.toml",
 )
@@ -28,7 +29,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Turns links of the repository into links of the site."""
     markdown = markdown.replace("](../README.md", "](index.md")
-    markdown = re.sub(r"\]\(\.\./((?:models|deploy)/)", r"](\1", markdown)
+    markdown = re.sub(r"\]\(\.\./((?:models|deploy|weights)/)", r"](\1", markdown)
     return re.sub(r"(\]\(|src=\")(?:\.\./\.\./)?docs/", _below(page.file.src_uri), markdown)
 
 
