@@ -48,7 +48,7 @@ def rounding(photos: Path, teacher: Path, config: DistillConfig, out: Path) -> d
     def both(self: DistillationObjective, *positional: Any, **named: Any) -> dict[str, Tensor]:
         cached: dict[str, Tensor] = forward(self, *positional, **named)
         if batches and torch.is_grad_enabled():
-            logits, maps = live.outputs(batches[0].pixels)
+            logits, maps, _ = live.outputs(batches[0].pixels)
             with torch.no_grad():
                 alive = forward(self, *positional, **{**named, "teacher_logits": logits, "teacher_maps": maps})
             for name, value in cached.items():

@@ -8,7 +8,7 @@ import torch
 
 from agridistill.errors import ModelError
 from agridistill.manifest import Preprocessing
-from agridistill.models import LiveTeacher, create_model, load_backend, normalise_batch
+from agridistill.models import LiveTeacher, TeacherKind, create_model, load_backend, normalise_batch
 from agridistill.preprocess import normalise
 
 SWIN = "swin_nano_patch4_window4_64"
@@ -41,24 +41,35 @@ def test_the_teacher_is_frozen_and_stays_in_eval_mode() -> None:
 def test_maps_come_in_the_asked_kind(kind: str, per_head: bool, shape: tuple[int, ...]) -> None:
     model = create_model(SWIN, 3, image_size=64)
     teacher = LiveTeacher(model, Preprocessing(64), strides=(16,), kind=kind, per_head=per_head)  # type: ignore[arg-type]
-    _, maps = teacher.outputs(photos())
+    _, maps, _ = teacher.outputs(photos())
     assert maps[16].shape == shape
     assert maps[16].dtype == torch.float32
     assert teacher.map_counts() == {16: 8 if per_head else 1}
 
 
+@pytest.mark.parametrize("kind", ["activation", "window"])
+def test_features_come_beside_maps_of_each_kind(kind: TeacherKind) -> None:
+    teacher = LiveTeacher(
+        create_model(SWIN, 3, image_size=64), Preprocessing(64), strides=(16,), kind=kind, features=(16,)
+    )
+    _, maps, features = teacher.outputs(photos())
+    assert features[16].shape == (2, teacher.feature_counts()[16], 4, 4)
+    if kind == "activation":
+        assert torch.allclose(maps[16], features[16].square().mean(1))
+
+
 def test_a_student_of_another_size_shows_the_teacher_the_same_view_at_its_own() -> None:
     teacher = LiveTeacher(create_model(SWIN, 3, image_size=64), Preprocessing(64), strides=(16,))
-    logits, maps = teacher.outputs(photos(32))
+    logits, maps, _ = teacher.outputs(photos(32))
     assert logits.shape == (2, 3)
     assert maps[16].shape == (2, 4, 4)
 
 
 def test_a_teacher_without_stages_gives_logits_alone() -> None:
     teacher = LiveTeacher(create_model("mobilenetv3_small_050", 3), Preprocessing(64), strides=())
-    logits, maps = teacher.outputs(photos())
+    logits, maps, features = teacher.outputs(photos())
     assert logits.shape == (2, 3)
-    assert maps == {}
+    assert maps == features == {}
 
 
 def test_bf16_teacher_answers_in_float32() -> None:
@@ -96,8 +107,8 @@ def test_a_photo_is_answered_in_a_batch_of_one_size(count: int, monkeypatch: pyt
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     pixels = torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    logits, maps = teacher.outputs(pixels)
-    some_logits, some_maps = teacher.outputs(pixels[-count:])
+    logits, maps, _ = teacher.outputs(pixels)
+    some_logits, some_maps, _ = teacher.outputs(pixels[-count:])
     assert set(sizes) == {32}
     assert torch.equal(some_logits, logits[-count:])
     assert torch.equal(some_maps[16], maps[16][-count:])

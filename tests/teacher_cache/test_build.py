@@ -22,7 +22,7 @@ from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models import LiveTeacher
+from agridistill.models import LiveTeacher, TeacherOutputs
 from agridistill.teacher_cache import CachedTeacher, store
 from agridistill.teacher_cache.store import TeacherCache, cache_key, differences, digest_of, read_document
 from agridistill.training import parts
@@ -229,13 +229,86 @@ def test_what_float16_cannot_hold_is_reported_when_it_is_built(
 ) -> None:
     original = LiveTeacher.outputs
 
-    def wild(self: LiveTeacher, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        stored, maps = original(self, pixels)
-        return stored * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
+    def wild(self: LiveTeacher, pixels: torch.Tensor) -> TeacherOutputs:
+        stored, maps, features = original(self, pixels)
+        return TeacherOutputs(
+            stored * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}, features
+        )
 
     monkeypatch.setattr(LiveTeacher, "outputs", wild)
     with pytest.raises(RunError, match=message):
         distill(leaves, teacher, tmp_path / "run", CONFIG)
+
+
+HINTS = replace(CONFIG, objective=ObjectiveSettings(method="hybrid-hint", hint_share=0.5))
+
+
+def test_features_come_from_the_cache_compressed(
+    leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill(leaves, teacher, tmp_path / "a", HINTS)
+    layout = read_document(cache_of(teacher))[1]  # type: ignore[index]
+    assert layout.features
+    assert layout.dtype.itemsize <= 4000
+    first, losses[:] = [*losses], []
+    # The second run asks no teacher, and learns the same.
+    monkeypatch.setattr(parts, "load_teacher", None)
+    distill(leaves, teacher, tmp_path / "b", HINTS)
+    assert losses == first
+    assert any("hint" in terms for terms in first)
+
+
+def test_compressed_features_teach_what_the_live_ones_teach(
+    leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]]
+) -> None:
+    distill(leaves, teacher, tmp_path / "cached", HINTS)
+    cached, losses[:] = [terms["hint"] for terms in losses if "hint" in terms], []
+    distill(leaves, teacher, tmp_path / "live", HINTS, cache=False)
+    live = [terms["hint"] for terms in losses if "hint" in terms]
+    assert len(cached) == len(live) > 3
+    # Both fall, and what the projection leaves out of the loss is little.
+    assert cached[-1] < cached[0]
+    assert cached == pytest.approx(live, rel=0.1)
+
+
+def test_a_killed_build_continues_with_the_same_projection(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(HINTS, distill=replace(HINTS.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one)
+    folder = cache_of(teacher)
+    projection, records = (folder / "projection.npz").read_bytes(), (folder / "records.bin").read_bytes()
+    (folder / "checksums.bin").write_bytes(b"")
+    distill(leaves, teacher, tmp_path / "b", one)
+    assert (folder / "projection.npz").read_bytes() == projection
+    assert (folder / "records.bin").read_bytes() == records
+    # Lost, it is fitted again, to the same photos.
+    (folder / "projection.npz").unlink()
+    (folder / "checksums.bin").write_bytes(b"")
+    distill(leaves, teacher, tmp_path / "c", one)
+    assert (folder / "records.bin").read_bytes() == records
+
+
+def test_methods_without_features_share_a_cache_without_them(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one)
+    distill(leaves, teacher, tmp_path / "b", replace(one, objective=HINTS.objective))
+    distill(leaves, teacher, tmp_path / "c", replace(one, objective=ObjectiveSettings(method="kd")))
+    layouts = [read_document(folder)[1] for folder in sorted((teacher / "cache").iterdir())]  # type: ignore[index]
+    assert sorted(bool(layout.features) for layout in layouts) == [False, True]
+
+
+def test_a_cache_with_features_serves_methods_without_them(
+    leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]]
+) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "live", one, cache=False)
+    live, losses[:] = [*losses], []
+    distill(leaves, teacher, tmp_path / "hints", replace(one, objective=HINTS.objective))
+    losses.clear()
+    distill(leaves, teacher, tmp_path / "cached", replace(one, distill=replace(one.distill, views=2)))
+    assert read_document(cache_of(teacher))[1].features  # type: ignore[index]  # extended by a view, and still the only one
+    losses.clear()
+    distill(leaves, teacher, tmp_path / "same", one)
+    assert losses == live
 
 
 def test_a_cache_that_holds_other_views_is_never_used(leaves: Path, teacher: Path, tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def gallery(
         network, manifest = load_network(run)
         model = LiveTeacher(network, manifest.preprocessing, strides=(_GALLERY_STRIDE,))
         photos = np.stack([read_pixels(root / sample.path, manifest.preprocessing) for sample in chosen])
-        logits, maps = model.outputs(torch.from_numpy(photos).permute(0, 3, 1, 2))
+        logits, maps, _ = model.outputs(torch.from_numpy(photos).permute(0, 3, 1, 2))
         probabilities = softmax(logits.numpy(), manifest.temperature)
         for entry, row, map_ in zip(entries, probabilities, unit_peak(maps[_GALLERY_STRIDE]), strict=True):
             answer = int(row.argmax())

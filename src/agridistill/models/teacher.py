@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,19 @@ from agridistill.preprocess import Pixels
 # Version of the computation of logits and maps; increase it when the results change, to invalidate old caches.
 OUTPUTS_VERSION = 2
 
-# The teacher's output besides logits: attention maps of one of two kinds, or feature maps.
-TeacherKind = Literal["activation", "window", "features"]
+# How the teacher's attention maps are computed.
+TeacherKind = Literal["activation", "window"]
 
 # Rounding of matrix products depends on their shape, so a fixed batch size gives each photo the same result always.
 _BATCH_SIZE = 32
+
+
+class TeacherOutputs(NamedTuple):
+    """What a teacher gives for a batch of B photos."""
+
+    logits: Tensor  # `(B, K)` float32
+    maps: dict[int, Tensor]  # attention maps by stride, `(B, H, W)` or `(B, M, H, W)` float32
+    features: dict[int, Tensor]  # feature maps by stride, `(B, C, H, W)` float32
 
 
 def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -123,10 +131,11 @@ class LiveTeacher:
     Args:
         model: the teacher's network with its classifier; it is frozen and put into eval mode.
         preprocessing: the teacher's input size, mean and standard deviation, which may differ from the student's.
-        strides: strides of the stages whose maps are returned, in input pixels; may be empty.
-        kind: what the maps are. "activation": attention as mean square of the activations; "window": Swin's window
-            attention; "features": the feature maps themselves.
+        strides: strides of the stages whose attention maps are returned, in input pixels; may be empty.
+        kind: how attention maps are computed. "activation": mean square of the activations; "window": Swin's window
+            attention.
         per_head: for "window", whether each attention head gives its own map instead of the mean over heads.
+        features: strides of the stages whose feature maps are returned; may be empty.
         bf16: whether to compute in bfloat16 by autocast, as in the teacher's training.
     """
 
@@ -138,55 +147,59 @@ class LiveTeacher:
         strides: Sequence[int],
         kind: TeacherKind = "activation",
         per_head: bool = False,
+        features: Sequence[int] = (),
         bf16: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing, self.strides = preprocessing, tuple(strides)
         self.kind, self.per_head, self.bf16 = kind, per_head, bf16
-        self._tap = StageTap(self.model, self.strides, "window" if kind == "window" else "activation")
+        self._tap = StageTap(self.model, self.strides, kind)
+        self.features, self._features = tuple(features), StageTap(self.model, features)
 
     def map_counts(self) -> dict[int, int]:
-        """Returns how many maps `outputs` gives for each photo, by stride: 1, or the number of heads or channels."""
-        if self.kind == "features":
-            return {stride: self._tap.channels(stride) for stride in self.strides}
+        """Returns how many attention maps `outputs` gives for each photo, by stride: 1, or the number of heads."""
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
+
+    def feature_counts(self) -> dict[int, int]:
+        """Returns the number of channels of the feature maps that `outputs` gives, by stride."""
+        return {stride: self._features.channels(stride) for stride in self.features}
 
     def to(self, device: torch.device) -> None:
         """Moves the teacher's network to a device."""
         self.model.to(device)
 
-    def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
+    def example(self, count: int) -> TeacherOutputs:
         """Returns the outputs for `count` black photos, from which callers learn the shapes."""
         size = self.preprocessing.image_size
         device = next(self.model.parameters()).device
         return self._forward(torch.zeros(count, 3, size, size, device=device))
 
-    def outputs(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Returns the logits `(B, K)` and the maps by stride for photos `(B, 3, H, W)` uint8, as float32.
+    def outputs(self, pixels: Tensor) -> TeacherOutputs:
+        """Returns the teacher's outputs for photos `(B, 3, H, W)` uint8; with `per_head`, M is the number of heads.
 
-        Maps are `(B, H, W)`, with `per_head` `(B, heads, H, W)`, and of the kind "features" `(B, C, H, W)`. The outputs
-        for a photo do not depend on the other photos of the batch; on CPUs they are bit-identical.
+        The outputs for a photo do not depend on the other photos of the batch; on CPUs they are bit-identical.
         """
-        count = len(pixels)
         parts = [self._forward(_padded(part).float()) for part in torch.split(pixels, _BATCH_SIZE)]
-        logits = torch.cat([part for part, _ in parts])[:count]
-        maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in self.strides}
-        return logits, maps
+        logits, maps, features = zip(*parts, strict=True)
+
+        def joined(parts: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
+            return {stride: torch.cat([part[stride] for part in parts])[: len(pixels)] for stride in parts[0]}
+
+        return TeacherOutputs(torch.cat(logits)[: len(pixels)], joined(maps), joined(features))
 
     @torch.no_grad()
-    def _forward(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _forward(self, pixels: Tensor) -> TeacherOutputs:
         size = self.preprocessing.image_size
         if pixels.shape[-2:] != (size, size):
             # The student may train at another image size; the teacher gets the same view in its own size.
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))
-        if self.kind == "features":
-            return logits.float(), {stride: features.float() for stride, features in self._tap.features().items()}
+        features = {stride: values.float() for stride, values in self._features.features().items()}
         maps = self._tap.maps()
         if self.kind == "window" and not self.per_head:
             maps = {stride: heads.mean(1) for stride, heads in maps.items()}
-        return logits.float(), maps
+        return TeacherOutputs(logits.float(), maps, features)
 
 
 def _padded(pixels: Tensor) -> Tensor:

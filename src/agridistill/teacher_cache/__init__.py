@@ -1,11 +1,12 @@
 """Stores the outputs of a teacher on the disk, so that the teacher runs only once for many students.
 
-`store` defines the files and their key, `build` fills a cache and reads it during training. A cache that is damaged, or
+`store` defines the files and their key, `features` compresses feature maps, `build` fills a cache and reads it during
+training. A cache that is damaged, or
 was made for another teacher, data set, recipe or version, is never used.
 """
 
 from agridistill.teacher_cache.build import CachedTeacher, Gather, UncachedTeacher, load_teacher, sync_errors
-from agridistill.teacher_cache.store import CacheLayout, TeacherCache, cache_key, read_document
+from agridistill.teacher_cache.store import CacheLayout, TeacherCache, cache_key, digest_of, read_document
 
 __all__ = [
     "CacheLayout",
@@ -14,6 +15,7 @@ __all__ = [
     "TeacherCache",
     "UncachedTeacher",
     "cache_key",
+    "digest_of",
     "load_teacher",
     "read_document",
     "sync_errors",

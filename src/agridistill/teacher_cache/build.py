@@ -18,8 +18,17 @@ from torch.utils.data import DataLoader
 from agridistill.data.loader import Batch, Viewing, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
 from agridistill.losses.maps import unit_peak
-from agridistill.models import LiveTeacher, TeacherKind, load_network
+from agridistill.models import LiveTeacher, TeacherKind, TeacherOutputs, load_network
 from agridistill.progress import ProgressCallback, silent
+from agridistill.teacher_cache.features import (
+    FIT_PHOTOS,
+    Codes,
+    decode,
+    fit_projections,
+    kept_channels,
+    read_projections,
+    write_projections,
+)
 from agridistill.teacher_cache.store import (
     Block,
     CacheLayout,
@@ -35,6 +44,7 @@ from agridistill.teacher_cache.store import (
 logger = logging.getLogger(__name__)
 
 _BUILD_BATCH = 64
+_PROJECTION = "projection.npz"
 
 Gather = Callable[[Any], Sequence[Any]]
 """A function that exchanges values: every process calls it with its value and gets those of all, in rank order."""
@@ -104,38 +114,46 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     return stored, stored_maps
 
 
-def load_teacher(teacher: Path, strides: Sequence[int], kind: TeacherKind, *, per_head: bool) -> LiveTeacher:
+def load_teacher(
+    teacher: Path, strides: Sequence[int], kind: TeacherKind, *, per_head: bool, features: Sequence[int] = ()
+) -> LiveTeacher:
     """Loads the network of a finished run as a teacher, which computes in the precision of its training.
 
     Args:
         teacher: the run folder.
-        strides: strides of the stages whose maps are needed, in input pixels; may be empty.
-        kind: "activation" or "window" for attention maps, "features" for feature maps; see `LiveTeacher`.
+        strides: strides of the stages whose attention maps are needed, in input pixels; may be empty.
+        kind: "activation" or "window"; see `LiveTeacher`.
         per_head: for "window", whether each attention head gives its own map.
+        features: strides of the stages whose feature maps are needed; may be empty.
     """
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
-    return LiveTeacher(network, manifest.preprocessing, strides=strides, kind=kind, per_head=per_head, bf16=bf16)
+    return LiveTeacher(
+        network, manifest.preprocessing, strides=strides, kind=kind, per_head=per_head, features=features, bf16=bf16
+    )
 
 
 class UncachedTeacher:
     """Runs the teacher's network in every step, and rounds its outputs to float16 as the cache does.
 
     Because of the rounding, training is identical with and without the cache. Without it, a difference in the fourth
-    digit of an output would change the loss by 1e-3 after a few steps.
+    digit of an output would change the loss by 1e-3 after a few steps. Only methods that compare features differ: this
+    class gives all channels of them.
     """
 
     def __init__(self, live: LiveTeacher) -> None:
         self._live = live
-        self.example, self.map_counts, self.to = live.example, live.map_counts, live.to
+        self.example, self.to = live.example, live.to
+        self.map_counts, self.feature_counts = live.map_counts, live.feature_counts
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-        """Computes the logits `(B, K)` and the attention maps by stride for a batch.
+    def outputs(self, batch: Batch) -> TeacherOutputs:
+        """Computes the teacher's outputs for a batch; logits and maps have values rounded to float16.
 
-        The tensors are float32, with values rounded to float16. Raises the errors of `to_float16`.
+        Raises the errors of `to_float16`.
         """
-        logits, maps = to_float16(*self._live.outputs(batch.pixels))
-        return logits.float(), {stride: map_.float() for stride, map_ in maps.items()}
+        live = self._live.outputs(batch.pixels)
+        logits, maps = to_float16(live.logits, live.maps)
+        return TeacherOutputs(logits.float(), {stride: map_.float() for stride, map_ in maps.items()}, live.features)
 
 
 class CachedTeacher:
@@ -162,9 +180,13 @@ class CachedTeacher:
             return
         _warn_about_nearest(caches, key)
         self._live = load()
-        logits, maps = self._live.example(1)
+        logits, maps, features = self._live.example(1)
         shapes = {stride: tuple(map_.shape[1:]) for stride, map_ in maps.items()}
-        self.layout = CacheLayout(len(viewing.samples), logits.shape[1], shapes)
+        compressed = {
+            stride: (kept_channels(values.shape[1:], len(features)), *values.shape[2:])
+            for stride, values in features.items()
+        }
+        self.layout = CacheLayout(len(viewing.samples), logits.shape[1], shapes, compressed)
 
     @property
     def size_bytes(self) -> int:
@@ -175,17 +197,25 @@ class CachedTeacher:
         """Returns how many attention maps `outputs` gives for each photo, by stride: 1, or M for `(B, M, H, W)`."""
         return {stride: shape[0] if len(shape) == 3 else 1 for stride, shape in self.layout.maps.items()}
 
+    def feature_counts(self) -> dict[int, int]:
+        """Returns the number of channels of the compressed features that `outputs` gives, by stride."""
+        return {stride: shape[0] for stride, shape in self.layout.features.items()}
+
     def to(self, device: torch.device) -> None:
         """Sets the device of the tensors that `outputs` returns."""
         self._device = device
 
-    def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
+    def example(self, count: int) -> TeacherOutputs:
         """Returns zeros in the shapes that `outputs` would return for `count` photos."""
-        maps = {stride: torch.zeros(count, *shape) for stride, shape in self.layout.maps.items()}
-        return torch.zeros(count, self.layout.num_classes), maps
+        logits = torch.zeros(count, self.layout.num_classes)
+        maps, features = (
+            {stride: torch.zeros(count, *shape) for stride, shape in shapes.items()}
+            for shapes in (self.layout.maps, self.layout.features)
+        )
+        return TeacherOutputs(logits, maps, features)
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-        """Reads the logits `(B, K)` and the attention maps by stride for a batch, as float32; each map's maximum is 1.
+    def outputs(self, batch: Batch) -> TeacherOutputs:
+        """Reads the teacher's outputs for a batch; each attention map's maximum is 1, features are compressed ones.
 
         Raises:
             RunError: the cache has no outputs for a photo of the batch, or those of another view.
@@ -205,7 +235,11 @@ class CachedTeacher:
                 "continue with --resume, which computes these outputs again",
             )
         maps = {stride: self._tensor(records[map_field(stride)]) for stride in self.layout.maps}
-        return self._tensor(records["logits"]), maps
+        features = {
+            stride: decode(Codes(*(self._tensor(records[f"{name}_s{stride}"]) for name in ("features", "scale"))))
+            for stride in self.layout.features
+        }
+        return TeacherOutputs(self._tensor(records["logits"]), maps, features)
 
     def prepare(
         self,
@@ -243,6 +277,9 @@ class CachedTeacher:
                 own = cache.missing(rank, world)
             total = sum(gather(sum(block.stop - block.start for block in own)))
             with sync_errors(gather, rank):
+                if rank == 0 and total:
+                    self._fit_projections(workers)
+            with sync_errors(gather, rank):
                 self._build_share(cache, own, total, workers, progress)
         if world > 1:
             # On network file systems, only files that are opened again show what other machines have written.
@@ -268,17 +305,16 @@ class CachedTeacher:
         self, cache: TeacherCache, own: Sequence[Block], total: int, workers: int, progress: ProgressCallback
     ) -> None:
         # Also if this process builds nothing: training needs no teacher in memory.
-        live, self._live = self._live, None
         if not own:
+            self._live = None
             if total:
                 progress(0, total)
             return
-        teacher, viewing = live or self._load(), self.viewing
-        teacher.to(self._device)
-        batches: Iterable[list[ViewKey]] = (
-            [viewing.key(block.view, photo) for photo in part] for block in own for part in _batches(block)
-        )
-        loader = iter(DataLoader(viewing.dataset(), batch_sampler=batches, num_workers=workers, collate_fn=collate))
+        teacher, viewing = self._teacher(), self.viewing
+        self._live = None
+        projections = read_projections(self.folder / _PROJECTION, self.layout.features) if self.layout.features else {}
+        batches = ([viewing.key(block.view, photo) for photo in part] for block in own for part in _batches(block))
+        loader = self._loader(batches, workers)
         done, share = 0, sum(block.stop - block.start for block in own)
         for block in own:
             records = self.layout.blank_records(block.stop - block.start)
@@ -286,14 +322,43 @@ class CachedTeacher:
                 batch = next(loader)
                 if batch is not None:
                     rows = batch.position.numpy() - block.start
-                    logits, maps = to_float16(*teacher.outputs(batch.pixels.to(self._device)))
+                    outputs = teacher.outputs(batch.pixels.to(self._device))
+                    logits, maps = to_float16(outputs.logits, outputs.maps)
                     records["seed"][rows], records["logits"][rows] = batch.seed.numpy(), logits.cpu().numpy()
                     for stride, map_ in maps.items():
                         records[map_field(stride)][rows] = map_.cpu().numpy()
+                    for stride, projection in projections.items():
+                        codes = projection.encode(outputs.features[stride])
+                        records[f"features_s{stride}"][rows] = codes.values.cpu().numpy()
+                        records[f"scale_s{stride}"][rows] = codes.scale.cpu().numpy()
                 done += len(part)
                 # Assume that the other processes have done the same part of their shares.
                 progress(done * total // share, total)
             cache.write(block, records)
+
+    def _fit_projections(self, workers: int) -> None:
+        """Fits how features are compressed, to the first view of some photos, unless an earlier build has."""
+        path, viewing = self.folder / _PROJECTION, self.viewing
+        if not self.layout.features or path.exists():
+            return
+        photos = np.linspace(0, len(viewing.samples) - 1, min(FIT_PHOTOS, len(viewing.samples)), dtype=np.int64)
+        keys = [viewing.key(0, photo) for photo in photos.tolist()]
+        loader = self._loader(
+            [keys[start : start + _BUILD_BATCH] for start in range(0, len(keys), _BUILD_BATCH)], workers
+        )
+        teacher = self._live = self._teacher()
+        outputs = (teacher.outputs(batch.pixels.to(self._device)) for batch in loader if batch is not None)
+        checked = (each.features for each in outputs if to_float16(each.logits, each.maps))
+        write_projections(path, fit_projections(checked, self.feature_counts()))
+
+    def _teacher(self) -> LiveTeacher:
+        teacher = self._live or self._load()
+        teacher.to(self._device)
+        return teacher
+
+    def _loader(self, batches: Iterable[list[ViewKey]], workers: int) -> Iterator[Batch | None]:
+        dataset = self.viewing.dataset()
+        return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(self._device, non_blocking=True)

@@ -1,14 +1,17 @@
 """Defines the key and the files of a teacher cache.
 
-A record holds the seed of one view of one photo, the teacher's logits for it and its attention maps. One file contains
-all records, which have a fixed size, view by view. Another file contains a checksum for each block, which is a group of
-photos in one view. A block is valid once its checksum is written, so killing the process loses at most one block.
+A record holds the seed of one view of one photo, the teacher's logits for it, its attention maps and, for methods that
+compare features, these in compressed form (`features`). One file contains all records, which have a fixed size, view by
+view. Another file contains a checksum for each block, which is a group of photos in one view. A block is valid once its
+checksum is written, so killing the process loses at most one block.
 
 ::
 
     FOLDER/
       cache.json       format, key, layout
-      records.bin      (views, photos) records: seed uint32, logits float16 (K), maps float16 (H, W) or (M, H, W)
+      records.bin      (views, photos) records: seed uint32, logits float16 (K), maps float16 (H, W) or (M, H, W),
+                       features int8 (C, H, W) with their scale float32
+      projection.npz   how the features were compressed; only with features
       checksums.bin    (views, blocks) uint64: 0 if not built yet, else 2^32 + the CRC-32 of the block's records
       lock             held by the process that builds
 """
@@ -24,7 +27,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import metadata
 from io import FileIO
@@ -41,6 +44,7 @@ from agridistill.errors import RunError
 from agridistill.manifest import ModelManifest
 from agridistill.models import OUTPUTS_VERSION
 from agridistill.storage import only_one, write_json
+from agridistill.teacher_cache.features import FEATURE_BYTES, FIT_PHOTOS
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ def cache_key(
     strides: Sequence[int],
     kind: Literal["activation", "window"],
     per_head: bool,
+    features: bool = False,
 ) -> Key:
     """Returns the key of a cache: a dict of everything that determines the teacher's outputs.
 
@@ -71,6 +76,7 @@ def cache_key(
         strides: strides of the teacher's stages whose attention maps are stored, in input pixels.
         kind: how attention maps are computed: from activations or from attention windows.
         per_head: whether each attention head has its own map.
+        features: whether compressed features of the same stages are stored as well.
     """
     photos = sha256(viewing.fingerprint.encode())
     for sample in viewing.samples:
@@ -88,6 +94,7 @@ def cache_key(
         "outputs": f"version {OUTPUTS_VERSION}, format {FORMAT_VERSION}",
         "objective.attention": kind + (", each head" if per_head else ""),
         "objective.pairs at the teacher's strides": ", ".join(str(stride) for stride in strides),
+        **({"features of these stages": f"{FEATURE_BYTES} bytes, {FIT_PHOTOS} photos"} if features else {}),
         **{
             f"version of {name}": metadata.version(name).partition("+")[0]
             for name in ("torch", "timm", "Pillow", "numpy")
@@ -126,15 +133,19 @@ class CacheLayout:
     photos: int  # number of photos, and of records for each view
     num_classes: int
     maps: Mapping[int, tuple[int, ...]]  # shape of the attention map by stride: (H, W), or (M, H, W) for M maps
+    features: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)  # (C, H, W) by stride, compressed
 
     @property
     def dtype(self) -> np.dtype[np.void]:
         """The numpy type of one record, with 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map).
 
-        Its fields are "seed" (of the view), "logits" `(K,)`, and one map for each stride, such as "map_s16".
+        Its fields are "seed" (of the view), "logits" `(K,)`, one map for each stride, such as "map_s16", and if there
+        are features "features_s16" with their "scale_s16".
         """
         fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
         fields += [(map_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
+        for stride, shape in sorted(self.features.items()):
+            fields += [(f"features_s{stride}", "i1", tuple(shape)), (f"scale_s{stride}", "<f4")]
         return np.dtype(fields)
 
     def blank_records(self, count: int) -> NDArray[np.void]:

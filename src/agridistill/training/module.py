@@ -18,14 +18,12 @@ from agridistill.data.loader import Batch
 from agridistill.errors import ConfigError, RunError
 from agridistill.losses import DistillationObjective, attention_schedule
 from agridistill.manifest import Preprocessing
-from agridistill.models import LiveTeacher, StageTap, normalise_batch
+from agridistill.models import StageTap, TeacherOutputs, normalise_batch
 from agridistill.teacher_cache import CachedTeacher, UncachedTeacher
 from agridistill.training.settings import FitSettings
 
 _GROWN, _GROWTH_PX = 0.6, 32
 TeacherSource = CachedTeacher | UncachedTeacher
-TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
-"""Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
@@ -73,8 +71,7 @@ class DistillationModule(lightning.LightningModule):
         model: the network to train.
         objective: computes the loss terms by name.
         fit: optimizer and learning-rate settings, seed, mixup, cutmix and growing image size.
-        teacher: source of the teacher's logits and attention maps; None if the method learns only from labels.
-        hints: teacher whose feature maps the student imitates in the first stage; None if the method has no such stage.
+        teacher: source of the teacher's outputs; None if the method learns only from labels.
         preprocessing: preprocessing of the network's input.
         num_classes: number of classes.
         total_steps: number of optimizer steps of the whole run, at least 1.
@@ -87,7 +84,6 @@ class DistillationModule(lightning.LightningModule):
         fit: FitSettings,
         *,
         teacher: TeacherSource | None,
-        hints: LiveTeacher | None = None,
         preprocessing: Preprocessing,
         num_classes: int,
         total_steps: int,
@@ -95,7 +91,7 @@ class DistillationModule(lightning.LightningModule):
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
         self.objective, self.preprocessing, self.total_steps = objective, preprocessing, total_steps
-        self.fit, self._teacher, self._hints = fit, teacher, hints
+        self.fit, self._teacher = fit, teacher
         # Terms computed in this epoch: Lightning's metrics also keep the last value of terms no longer computed.
         self.terms: set[str] = set()
         self._tap = StageTap(self.model, {pair.student for pair in objective.pairs})
@@ -120,10 +116,9 @@ class DistillationModule(lightning.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Moves the teacher's networks to the device of this process."""
-        for teacher in (self._teacher, self._hints):
-            if teacher is not None:
-                teacher.to(self.device)
+        """Moves the teacher's network to the device of this process."""
+        if self._teacher is not None:
+            self._teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
         """Moves pixels and labels to the device.
@@ -200,10 +195,7 @@ class DistillationModule(lightning.LightningModule):
         `progress` is the share of all optimizer steps that are done, 0 to 1.
         """
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
-        if not self.objective.in_first_stage(progress):
-            self._hints = None  # frees its memory
-        features = self._hints.outputs(batch.pixels)[1] if self._hints is not None else None
-        return self._terms(batch.pixels, batch.target, teacher, features, progress)
+        return self._terms(batch.pixels, batch.target, teacher, progress)
 
     @torch.no_grad()
     def check_with_example(self) -> None:
@@ -216,9 +208,8 @@ class DistillationModule(lightning.LightningModule):
         size = self.preprocessing.image_size
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
         teacher = self._teacher.example(2) if self._teacher is not None else None
-        features = self._hints.example(2)[1] if self._hints is not None else None
         try:
-            self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), teacher, features, progress=0.0)
+            self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), teacher, progress=0.0)
         except AssertionError as error:
             if not self.fit.start_size:
                 raise
@@ -234,10 +225,8 @@ class DistillationModule(lightning.LightningModule):
         pixels: Tensor,
         target: Tensor,
         teacher: TeacherOutputs | None,
-        teacher_features: dict[int, Tensor] | None,
         progress: float,
     ) -> dict[str, Tensor]:
-        teacher_logits, teacher_maps = teacher if teacher is not None else (None, None)
         size = growing_size(progress, self.fit.start_size, self.preprocessing.image_size)
         if size < pixels.shape[-1]:
             pixels = nn.functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
@@ -245,9 +234,9 @@ class DistillationModule(lightning.LightningModule):
             self.model(normalise_batch(pixels, self.preprocessing)),
             self._tap.features(),
             target,
-            teacher_logits=teacher_logits,
-            teacher_maps=teacher_maps,
-            teacher_features=teacher_features,
+            teacher_logits=teacher.logits if teacher is not None else None,
+            teacher_maps=teacher.maps if teacher is not None else None,
+            teacher_features=teacher.features if teacher is not None else None,
             progress=progress,
         )
         return terms

@@ -34,7 +34,7 @@ from agridistill.models import (
     start_path,
 )
 from agridistill.models.int8 import calibrate, quantised
-from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, load_teacher
+from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, digest_of, load_teacher
 from agridistill.training.callbacks import classifier_of
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder, run_of
@@ -139,9 +139,9 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     )
     # Creating a teacher draws random numbers, which must not change the student's weights.
     with torch.random.fork_rng(devices=[]):
-        teacher, hints = _teachers(plan)
+        teacher = _teacher(plan)
     _require_whole_views(plan, teacher)
-    objective = _objective(plan, model, teacher, hints)
+    objective = _objective(plan, model, teacher)
     if fit.processes > 1 and gpu:
         # Batch norm uses statistics of the whole batch, so that the number of processes changes no result.
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -150,7 +150,6 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
         objective,
         fit,
         teacher=teacher,
-        hints=hints,
         preprocessing=plan.preprocessing,
         num_classes=len(prepared.classes),
         total_steps=datamodule.steps_per_epoch * fit.epochs,
@@ -208,18 +207,11 @@ def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module
     return rounded
 
 
-def _teachers(plan: RunPlan) -> tuple[TeacherSource | None, LiveTeacher | None]:
-    """Creates the source of the teacher's logits and maps, and the one of its features; None for those not needed."""
+def _teacher(plan: RunPlan) -> TeacherSource | None:
     if plan.teacher is None:
-        return None, None
-    settings = plan.config.objective
+        return None
     require_same_classes(read_manifest(plan.teacher.manifest).classes, plan.prepared.classes, owner="teacher")
-    source = teacher_source(plan.teacher.path, plan.caches, plan.viewing, settings)
-    if not settings.weights()["w_hint"]:
-        return source, None
-    # Features are never cached: with all channels they are a hundred times as large as an attention map, and the first
-    # stage takes only a quarter of the steps, in which few views repeat.
-    return source, load_teacher(plan.teacher.path, settings.teacher_strides, "features", per_head=False)
+    return teacher_source(plan.teacher.path, plan.caches, plan.viewing, plan.config.objective)
 
 
 def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
@@ -248,37 +240,42 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
-    """Creates the object that gives the teacher's logits and attention maps during a training.
+    """Creates the object that gives the teacher's outputs during a training.
 
     Args:
         teacher: the teacher's run folder.
         caches: folder with all caches of the teacher's outputs; None runs the teacher's network in every step.
         viewing: the training photos and their views (augmented versions).
-        settings: the objective, which determines the attention maps that are needed.
+        settings: the objective, which determines the attention maps and features that are needed.
     """
     strides, kind = settings.teacher_strides, settings.attention
     per_head = kind == "window" and settings.alignment == "learned"
-    attends = settings.weights()["w_att"] > 0
+    attends, hints = settings.weights()["w_att"] > 0, settings.weights()["w_hint"] > 0
     if caches is None:
-        return UncachedTeacher(load_teacher(teacher, strides if attends else (), kind, per_head=per_head))
+        maps = strides if attends else ()
+        features = strides if hints else ()
+        return UncachedTeacher(load_teacher(teacher, maps, kind, per_head=per_head, features=features))
+    manifest = read_manifest(teacher / MANIFEST_NAME)
+    keys = {
+        wanted: cache_key(viewing, manifest, strides=strides, kind=kind, per_head=per_head, features=wanted)
+        for wanted in (False, True)
+    }
+    # A cache with features serves methods that do not need them, too.
+    stored = hints or ((caches / digest_of(keys[True])).exists() and not (caches / digest_of(keys[False])).exists())
 
     def load() -> LiveTeacher:
         # Compute maps also for methods that do not need them, so that all methods share one cache.
         try:
-            return load_teacher(teacher, strides, kind, per_head=per_head)
+            return load_teacher(teacher, strides, kind, per_head=per_head, features=strides if stored else ())
         except ModelError:
-            if attends:
+            if attends or stored:
                 raise
             return load_teacher(teacher, (), kind, per_head=False)
 
-    manifest = read_manifest(teacher / MANIFEST_NAME)
-    key = cache_key(viewing, manifest, strides=strides, kind=kind, per_head=per_head)
-    return CachedTeacher(caches, key, viewing, load)
+    return CachedTeacher(caches, keys[stored], viewing, load)
 
 
-def _objective(
-    plan: RunPlan, model: nn.Module, teacher: TeacherSource | None, hints: LiveTeacher | None
-) -> DistillationObjective:
+def _objective(plan: RunPlan, model: nn.Module, teacher: TeacherSource | None) -> DistillationObjective:
     settings, classes = plan.config.objective, len(plan.prepared.classes)
     method, weights = get_method(settings.method), settings.weights()
     if weights["w_kd"] and classes < method.min_classes:
@@ -297,7 +294,7 @@ def _objective(
         label_smoothing=plan.fit.label_smoothing,
         pairs=pairs,
         student_channels=student_channels,
-        teacher_channels=hints.map_counts() if hints is not None else {},
+        teacher_channels=teacher.feature_counts() if teacher is not None else {},
         teacher_maps=teacher.map_counts() if teacher is not None else {},
         alignment=settings.alignment,
         distance=settings.distance,
