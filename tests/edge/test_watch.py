@@ -515,14 +515,14 @@ def test_what_the_disk_refuses_stands_in_the_state(
 ) -> None:
     refuse = threading.Event()
     refuse.set()
-    real = History.add
+    real = History.add_all
 
     def add(self: History, *given: Any, **more: Any) -> None:
         if refuse.is_set():
             raise OutboxError("a history that can be written", "a full disk", "free some room")
         real(self, *given, **more)
 
-    monkeypatch.setattr(History, "add", add)
+    monkeypatch.setattr(History, "add_all", add)
     monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.05)
     monkeypatch.setattr(agent_module, "_STATE_EVERY_S", 0.05)
     with watching(settings, state) as heard:

@@ -299,7 +299,7 @@ class Predictor:
         """
         require_whole("top", top, at_least=1)
         pixels = read_pixels(source, self.manifest.preprocessing)
-        return self._predict(pixels, top, quality)
+        return self.predict_pixels(pixels, top=top, quality=quality)
 
     def predict_many(
         self,
@@ -348,7 +348,7 @@ class Predictor:
         preprocessing = self.manifest.preprocessing
         photo = read_source(source, shorter_side=enough_pixels(preprocessing))
         pixels = to_pixels(photo, preprocessing)
-        prediction = self._predict(pixels, 1, _QUALITY)
+        prediction = self.predict_pixels(pixels)
         method: ExplanationMethod = "attention"
         found = attention_map(self.backend, pixels)
         if found is None:
@@ -370,7 +370,12 @@ class Predictor:
             if number % _PHOTOS_BETWEEN_RETURNS == 0:
                 return_freed_memory()
 
-    def _predict(self, pixels: Pixels, top: int, quality: QualitySettings | None) -> Prediction:
+    def predict_pixels(self, pixels: Pixels, *, top: int = 1, quality: QualitySettings | None = _QUALITY) -> Prediction:
+        """Predicts one photo that is the model's input already, `(S, S, 3)` uint8, as `read_pixels` returns it.
+
+        Raises:
+            ModelError: the model returns NaN, infinity or logits of a wrong shape.
+        """
         return self._prediction(Computed(pixels, checked_logits(self.backend, pixels[None])[0]), top, quality)
 
     def _prediction(self, computed: Computed, top: int, quality: QualitySettings | None) -> Prediction:
