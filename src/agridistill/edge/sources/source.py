@@ -72,7 +72,7 @@ class SourceSettings:
 
 
 class Source(Protocol):
-    """The base of all sources: a folder, a camera or a video. `done` and `has_backlog` may be called from any thread."""
+    """The base of all sources: a folder, a camera or a video. Any thread may call `done` and `has_backlog`."""
 
     name: str  # for people and logs, without secrets
     live: bool  # frames that are not read in time are lost, as with a camera; False for files
