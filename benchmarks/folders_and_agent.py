@@ -8,7 +8,8 @@ Both checkouts run with this Python and its packages. `predict`, `evaluate` and 
 small photos as they are in PHOTOS, and the same at 12 megapixels, as a phone's camera writes them. The agent and the
 first answer run on one core. A rate leaves out the time of the same command for a single photo, where there is one.
 Medians over the turns, and the median of the ratios old / new within a turn, so that above 1 is faster. The outputs of
-both checkouts are compared as well; exits with 1 if they differ. Run it on an idle machine.
+both checkouts are compared as well (labels and verdicts of `predict`, the confusion matrix of `evaluate`, all of `data
+check`); exits with 1 if they differ. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -112,6 +113,14 @@ def paced(tree: Tree, photos: list[Path]) -> Iterator[tuple[str, float]]:
     yield "paced_latency_p99_ms", found["latency_ms"]["p99"]
 
 
+def answers(output: str) -> Any:
+    """What must be the same: not the last digits of probabilities, which depend on the photos computed at once."""
+    document = json.loads(output)
+    if "photos" in document and "errors" in document:
+        return [(row["photo"], row["verdict"], row["label"]) for row in document["photos"]], document["errors"]
+    return document.get("confusion_matrix", document)
+
+
 def large(photo: Path) -> bytes:
     with Image.open(photo) as image:
         return stored(shaped(scaled(image.convert("RGB"), 3000 / image.height), 4 / 3))[0]
@@ -144,7 +153,8 @@ def main() -> int:
             order = list(trees) if turn % 2 else list(trees)[::-1]
             turns.append({name: dict(figures(trees[name], folders, chosen[0])) for name in order})
             print(json.dumps({"turn": turn, **turns[-1]}), file=sys.stderr, flush=True)
-    same = {name: trees["new"].outputs[name] == output for name, output in trees["old"].outputs.items()}
+    outputs = trees["old"].outputs
+    same = {name: answers(trees["new"].outputs[name]) == answers(output) for name, output in outputs.items()}
     rows: dict[str, Any] = {
         name: {side: round(statistics.median(turn[side][name] for turn in turns), 3) for side in ("old", "new")}
         | {"old_by_new": round(statistics.median(turn["old"][name] / turn["new"][name] for turn in turns), 2)}
