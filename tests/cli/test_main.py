@@ -472,7 +472,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 def commands(group: Any = None, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command and group below `agridistill`, with the words that call it."""
-    group = group or typer.main.get_command(cli.app)
+    group = group or typer.main.get_command(cli.parser(""))
     yield words, group
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, *words, name)
@@ -481,7 +481,7 @@ def commands(group: Any = None, *words: str) -> Iterator[tuple[tuple[str, ...], 
 @pytest.mark.parametrize(("words", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
 def test_help_shows_every_text_as_it_is(words: tuple[str, ...], command: Any) -> None:
     # Brackets are markup to whoever draws the help, which then loses them or fails.
-    done = CliRunner().invoke(cli.app, [*words, "--help"], env={"COLUMNS": "100"}, catch_exceptions=False)
+    done = CliRunner().invoke(cli.parser(""), [*words, "--help"], env={"COLUMNS": "100"}, catch_exceptions=False)
     assert done.exit_code == 0
     shown = re.sub(r"[\s│]+", "", done.output)
     texts = [getattr(option, "help", None) or "" for option in command.params]

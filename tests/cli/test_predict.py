@@ -13,6 +13,7 @@ from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.api import load
+from agridistill.cli import main
 from agridistill.data.folder import scan
 from agridistill.errors import PhotoError
 
@@ -126,6 +127,19 @@ def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos:
     code, out, err = run(capsys, "predict", colour_model, "nowhere.jpg", photos, "--json")
     document = json.loads(out)
     assert (code, len(document["photos"]), document["errors"]) == (2, 3, [{"photo": "nowhere.jpg", "error": line}])
+
+
+def test_the_short_way_without_a_parser_prints_and_ends_as_the_parser_does(
+    colour_model: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    real = main.parser
+    monkeypatch.setattr(main, "parser", lambda command: parsed.append(command) or real(command))
+    outcomes = []
+    for option in ((), ("--top", "1")):
+        outcomes.append(run(capsys, "predict", colour_model, photos, "gone.jpg", *option))
+    assert outcomes[0] == outcomes[1]
+    assert parsed == ["predict"]
 
 
 def test_an_empty_text_is_no_photo(colour_model: Path) -> None:

@@ -515,14 +515,14 @@ def test_what_the_disk_refuses_stands_in_the_state(
 ) -> None:
     refuse = threading.Event()
     refuse.set()
-    real = History.add
+    real = History.add_all
 
     def add(self: History, *given: Any, **more: Any) -> None:
         if refuse.is_set():
             raise OutboxError("a history that can be written", "a full disk", "free some room")
         real(self, *given, **more)
 
-    monkeypatch.setattr(History, "add", add)
+    monkeypatch.setattr(History, "add_all", add)
     monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.05)
     monkeypatch.setattr(agent_module, "_STATE_EVERY_S", 0.05)
     with watching(settings, state) as heard:
@@ -532,3 +532,24 @@ def test_what_the_disk_refuses_stands_in_the_state(
         refuse.clear()
         wait_for(lambda: heard.detections)
         wait_for(lambda: read_state(state).trouble is None)
+
+
+def test_photos_that_are_there_already_are_stored_in_groups_and_told_afterwards(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [put(photos, f"{number:02}.jpg").name for number in range(40)]
+    groups: list[int] = []
+    real = History.add_all
+
+    def add_all(self: History, decisions: Any) -> None:
+        assert len(self.recent(100)) == sum(groups)  # a listener has not been called before
+        real(self, decisions)
+        groups.append(len(decisions))
+
+    monkeypatch.setattr(History, "add_all", add_all)
+    heard = once(settings, state)
+    assert [detection.photo for detection in heard.detections] == expected
+    assert sum(groups) == 40
+    assert max(groups) > 1
+    with History(state / "history.sqlite", read_only=True) as history:
+        assert history.recent(100)[::-1] == heard.detections

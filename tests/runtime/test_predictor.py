@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tests.colour_backend import colour_backend, colour_photo
 
+import agridistill
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.runtime.predictor import PhotoResult, Predictor, expand, read_source
@@ -314,3 +315,37 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"expected a folder that can be read; got '.+' \(Permission denied\); change"):
         expand([tmp_path])
+
+
+def test_an_exported_file_answers_many_photos_as_one_by_one_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    # Of different sizes, so that they are not ready in their order.
+    sizes = [(1400, 1900) if number % 4 == 0 else (60, 80) for number in range(12)]
+    photos = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    predictor = agridistill.load("tomato", engine="onnxruntime")
+    results = list(predictor.predict_many([*photos, b"no photo"], top=3))
+    assert [result.prediction for result in results[:-1]] == [predictor.predict(photo, top=3) for photo in photos]
+    assert "not a JPEG" in str(results[-1].error)
+
+
+def test_the_copies_of_an_engine_compute_at_the_same_time() -> None:
+    backend = agridistill.load("tomato", engine="onnxruntime").backend
+    met = threading.Barrier(2, timeout=30)
+    threads = set()
+
+    class Copy:
+        manifest = backend.manifest
+
+        def logits(self, pixels: np.ndarray) -> np.ndarray:
+            met.wait()  # breaks unless another thread computes as well
+            threads.add(threading.get_ident())
+            return backend.logits(pixels)
+
+    class Engine(Copy):
+        threads = 2
+
+        def copies(self, number: int) -> list[Copy]:
+            return [Copy() for _ in range(number)]
+
+    assert len(list(Predictor(Engine()).predict_many([plain(1, 2)] * 4))) == 4
+    assert len(threads) == 2

@@ -12,7 +12,7 @@ from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import to_pixels
-from agridistill.runtime.verdict import QualitySettings, quality_problem
+from agridistill.runtime.verdict import QualitySettings, _brightest, quality_problem
 from agridistill.settings_file import build_settings
 
 
@@ -103,3 +103,10 @@ def test_limits_out_of_range_are_refused() -> None:
         build_settings(QualitySettings, {"brightest": 2}, section="quality")
     with pytest.raises(ConfigError, match=r"quality.darkest"):
         build_settings(QualitySettings, {"darkest": float("nan")}, section="quality")
+
+
+def test_the_brightness_is_the_quantile_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        light = rng.uniform(0, 255, rng.integers(1, 90, 2)).astype(np.float32)[::2, ::2]
+        assert _brightest(light) == np.quantile(light, 0.95)

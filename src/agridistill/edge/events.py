@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal, Self
@@ -30,7 +30,7 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as a dictionary, plus the key `schema` with the version of the format."""
-        return {"schema": SCHEMA_VERSION, **asdict(self)}
+        return {"schema": SCHEMA_VERSION, **vars(self)}  # not `asdict`, whose deep copies take half a millisecond
 
     @classmethod
     def from_json(cls, document: object) -> Self:

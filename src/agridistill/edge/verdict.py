@@ -55,12 +55,15 @@ class Decider:
 
     def decide(self, frame: Frame) -> Detection:
         """Classifies one frame and returns its detection; raises ModelError if the model's output is not usable."""
-        pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
+        preprocessing, pixels = self.manifest.preprocessing, frame.pixels
+        side = preprocessing.image_size
+        if pixels.shape[:2] != (side, side):
+            pixels = to_pixels(Image.fromarray(pixels), preprocessing)
         problem = quality_problem(pixels, self._quality)
         if problem:
             return self._detection(frame, "unusable", problem, None)
         # The frame has already passed the quality check above.
-        prediction = self._predictor.predict(pixels, quality=None)
+        prediction = self._predictor.predict_pixels(pixels, quality=None)
         return self._detection(frame, prediction.verdict, prediction.reason, prediction)
 
     def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:

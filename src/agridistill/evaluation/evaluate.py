@@ -32,8 +32,8 @@ from agridistill.manifest import ModelManifest
 from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.engines import Backend, checked_logits
-from agridistill.runtime.predictor import read_batches
+from agridistill.runtime.engines import Backend
+from agridistill.runtime.predictor import compute_photos
 from agridistill.storage import write_json
 
 PREDICTIONS_FORMAT = 1
@@ -224,18 +224,14 @@ def predict_logits(
     read: list[Sample] = []
     skipped: list[str] = []
     paths = (root / sample.path for sample in samples)
-    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=_BATCH):
-        readable = []
-        done = len(read) + len(skipped)
-        for (_, pixels), sample in zip(batch, samples[done : done + len(batch)], strict=True):
-            if isinstance(pixels, PhotoError):
-                skipped.append(str(pixels))
-            else:
-                readable.append(pixels)
-                read.append(sample)
-        if readable:
-            logits.append(checked_logits(backend, np.stack(readable)))
-        progress(done + len(batch), len(samples))
+    computed = compute_photos(backend, paths, batch_size=_BATCH)
+    for done, (sample, (_, found)) in enumerate(zip(samples, computed, strict=True), start=1):
+        if isinstance(found, PhotoError):
+            skipped.append(str(found))
+        else:
+            logits.append(found.logits[None])
+            read.append(sample)
+        progress(done, len(samples))
     target = np.array([sample.label for sample in read], np.int64)
     return LabelledLogits(np.concatenate(logits), target, tuple(sample.leaf_id for sample in read), tuple(skipped))
 

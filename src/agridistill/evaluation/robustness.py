@@ -22,8 +22,8 @@ from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
 from agridistill.evaluation.metrics import Interval, accuracy_interval
 from agridistill.preprocess import read_photo
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.engines import Backend, checked_logits
-from agridistill.runtime.predictor import PhotoSource, read_batches
+from agridistill.runtime.engines import Backend
+from agridistill.runtime.predictor import PhotoSource, compute_photos
 
 _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
 _DARK = 60.0  # levels, the sum of three channels
@@ -224,17 +224,14 @@ class _Classifier:
 
     def __call__(self, photos: Iterable[PhotoSource], target: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether each of the N photos is classified as in `target` `(N,)`; the result is `(N,)` bool."""
-        preds = [np.empty(0, np.int64)]
-        for batch in read_batches(photos, self.backend.manifest.preprocessing, batch_size=_BATCH):
-            pixels = []
-            for _, read in batch:
-                if isinstance(read, PhotoError):
-                    raise read
-                pixels.append(read)
-            preds.append(checked_logits(self.backend, np.stack(pixels)).argmax(axis=1))
-            self.done += len(batch)
+        preds: list[np.int64] = []
+        for _, found in compute_photos(self.backend, photos, batch_size=_BATCH):
+            if isinstance(found, PhotoError):
+                raise found
+            preds.append(found.logits.argmax(axis=-1))
+            self.done += 1
             self.progress(self.done, self.total)
-        return np.asarray(np.concatenate(preds) == target)
+        return np.asarray(np.array(preds, np.int64) == target)
 
 
 def _rng(sample: Sample) -> np.random.Generator:

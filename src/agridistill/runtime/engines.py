@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,6 +32,9 @@ class Backend(Protocol):
 
     Run folders and `.onnx` files also have a method `attention(pixels)`: attention maps `(N, H, W)` float32, each with
     largest value 1. It raises a ModelError for a model without them, such as a file exported without `--attention`.
+
+    The engines of files also have a method `copies(number)`: backends of the same file, which as many threads can use
+    at the same time. Each computes with one thread: for many photos, this is faster than many threads for each photo.
     """
 
     @property
@@ -85,6 +90,7 @@ class OnnxRuntimeBackend:
             # Errors are raised as exceptions; users do not need the rest of the engine's log.
             options.log_severity_level = 4
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.threads, self._copy = threads, self if threads == 1 else None
         inputs, size = self._session.get_inputs(), manifest.preprocessing.image_size
         fits = [(each.type, list(each.shape)[1:]) for each in inputs] == [("tensor(uint8)", [size, size, 3])]
         _require_input(path, [f"{each.name} {each.type} {each.shape}" for each in inputs], manifest, fits=fits)
@@ -94,6 +100,11 @@ class OnnxRuntimeBackend:
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         return self._computed(self._outputs[0], pixels)
+
+    def copies(self, number: int) -> list[OnnxRuntimeBackend]:
+        """Returns `number` backends for as many threads, which share one session."""
+        self._copy = self._copy or OnnxRuntimeBackend(self._path, self.manifest, threads=1)
+        return [self._copy] * number
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8.
@@ -112,14 +123,19 @@ class OnnxRuntimeBackend:
 
 
 class OpenVinoBackend:
-    """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`."""
+    """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`.
 
-    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
+    With `streams`, it computes as many photos at the same time, each with one thread.
+    """
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, streams: int = 0) -> None:
         self.manifest = manifest
         # Without the precision hint, OpenVINO computes fp32 operators in bf16 on some processors.
         options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
+        if streams:
+            options |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams}
         with _loading("OpenVINO", path, "pip install openvino"):
             import openvino
 
@@ -130,11 +146,21 @@ class OpenVinoBackend:
         _require_input(path, inputs, manifest, fits=fits)
         self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
         self._path, self._outputs = path, [each.get_any_name() for each in compiled.outputs]
-        self._request = compiled.create_infer_request()
+        self._compiled, self._request = compiled, compiled.create_infer_request()
+        self.threads, self._copies = threads, list[OpenVinoBackend]()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         return self._computed(0, pixels)
+
+    def copies(self, number: int) -> list[OpenVinoBackend]:
+        """Returns `number` backends for as many threads; the network is compiled once for all of them."""
+        if len(self._copies) != number:
+            first = OpenVinoBackend(self._path, self.manifest, streams=number)
+            self._copies = [first, *(copy(first) for _ in range(number - 1))]
+            for each in self._copies[1:]:
+                each._request = first._compiled.create_infer_request()
+        return self._copies
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes attention maps as `OnnxRuntimeBackend.attention` does."""
@@ -156,6 +182,8 @@ class LiteRtBackend:
 
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
         self.manifest = manifest
+        self.threads, self._create = threads, partial(LiteRtBackend, path, manifest, threads=1, reference=reference)
+        self._copies = list[LiteRtBackend]()
         with _loading("LiteRT", path, "pip install ai-edge-litert"):
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -183,6 +211,11 @@ class LiteRtBackend:
             row = np.array(self._interpreter.get_tensor(self._output)[0], np.float32)
             rows.append((row - self._zero_point) * self._scale if self._scale else row)
         return np.stack(rows)
+
+    def copies(self, number: int) -> list[LiteRtBackend]:
+        """Returns `number` backends for as many threads."""
+        self._copies += [self._create() for _ in range(number - len(self._copies))]
+        return self._copies[:number]
 
 
 class Engine(NamedTuple):

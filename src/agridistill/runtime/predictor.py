@@ -8,11 +8,12 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,12 @@ logger = logging.getLogger(__name__)
 PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
 """A file's path, a file's bytes, an upright RGB photo `(H, W, 3)` uint8, or a Pillow image of any mode."""
 ReadPhoto = tuple[PhotoSource, Pixels | PhotoError]
+_Result = TypeVar("_Result")
 
-# More threads are hardly faster than the model, and each holds a whole decoded photo in memory.
-_MAX_READERS = 4
+# Each thread holds a whole decoded photo in memory.
+_MAX_THREADS = 8
+# So many photos for each thread are in work or wait for their turn, because photos differ in size.
+_AHEAD = 3
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -155,31 +159,92 @@ def read_batches(
     `pixels` is `(S, S, 3)` uint8, or the PhotoError of a photo that cannot be read. At most two batches are in memory:
     the one in use and the next. Only one photo of more than 25 million pixels is decoded at a time.
     """
-    one_large = threading.Lock()
+    photos = _in_threads(_Reader(preprocessing), sources, threads=_threads(), ahead=batch_size)
+    while batch := list(itertools.islice(photos, batch_size)):
+        yield batch
 
-    def read(source: PhotoSource) -> ReadPhoto:
+
+class Computed(NamedTuple):
+    """What a model computed for a photo."""
+
+    pixels: Pixels  # `(S, S, 3)` uint8
+    logits: NDArray[np.float32]  # `(K,)` float32
+
+
+ComputedPhoto = tuple[PhotoSource, Computed | PhotoError]
+
+
+def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_size: int) -> Iterator[ComputedPhoto]:
+    """Reads photos, computes their logits, and yields pairs (source, result) in the order of `sources`.
+
+    The result is the PhotoError of a photo that cannot be read.
+
+    The engine of a file works in several threads: each reads a photo and computes its logits with a copy of the engine
+    that has a single thread. A run folder's network computes `batch_size` photos at a time while threads read the next.
+
+    Raises:
+        ModelError: the model returns NaN, infinity or logits of a wrong shape.
+    """
+    copies = getattr(backend, "copies", None)
+    if copies is None:
+        for batch in read_batches(sources, backend.manifest.preprocessing, batch_size=batch_size):
+            readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
+            rows = iter(checked_logits(backend, np.stack(readable)) if readable else ())
+            for source, pixels in batch:
+                yield source, pixels if isinstance(pixels, PhotoError) else Computed(pixels, next(rows))
+        return
+    threads = _threads(getattr(backend, "threads", 0))
+    idle: SimpleQueue[Backend] = SimpleQueue()
+    for one in copies(threads):
+        idle.put(one)
+    read = _Reader(backend.manifest.preprocessing)
+
+    def compute(source: PhotoSource) -> ComputedPhoto:
+        _, pixels = read(source)
+        if isinstance(pixels, PhotoError):
+            return source, pixels
+        engine = idle.get()
         try:
-            with one_large if _is_large(source) else contextlib.nullcontext():
-                return source, read_pixels(source, preprocessing)
+            return source, Computed(pixels, checked_logits(engine, pixels[None])[0])
+        finally:
+            idle.put(engine)
+
+    yield from _in_threads(compute, sources, threads=threads, ahead=_AHEAD * threads)
+
+
+class _Reader:
+    """Reads one photo, and returns the error of one that cannot be read; decodes only one large photo at a time."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self._preprocessing, self._one_large = preprocessing, threading.Lock()
+
+    def __call__(self, source: PhotoSource) -> ReadPhoto:
+        try:
+            with self._one_large if _is_large(source) else contextlib.nullcontext():
+                return source, read_pixels(source, self._preprocessing)
         except PhotoError as error:
             return source, error
 
-    def read_ahead() -> Iterator[ReadPhoto]:
-        waiting: deque[Future[ReadPhoto]] = deque()
-        pool = ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1), thread_name_prefix="photo-reader")
-        try:
-            for source in sources:
-                waiting.append(pool.submit(read, source))
-                if len(waiting) > batch_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    photos = read_ahead()
-    while batch := list(itertools.islice(photos, batch_size)):
-        yield batch
+def _threads(wanted: int = 0) -> int:
+    return min(_MAX_THREADS, wanted or os.cpu_count() or 1)
+
+
+def _in_threads(
+    work: Callable[[PhotoSource], _Result], items: Iterable[PhotoSource], *, threads: int, ahead: int
+) -> Iterator[_Result]:
+    """Yields `work(item)` for each item in order; at most `ahead` further items are in work or wait to be yielded."""
+    waiting: deque[Future[_Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="photo-reader")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _is_large(source: PhotoSource) -> bool:
@@ -234,7 +299,7 @@ class Predictor:
         """
         require_whole("top", top, at_least=1)
         pixels = read_pixels(source, self.manifest.preprocessing)
-        return self._predictions(pixels[None], top, quality)[0]
+        return self.predict_pixels(pixels, top=top, quality=quality)
 
     def predict_many(
         self,
@@ -246,14 +311,14 @@ class Predictor:
     ) -> Iterator[PhotoResult]:
         """Predicts photos one after another and yields the results in the same order.
 
-        A photo that cannot be read yields a result with an error. Memory depends on `batch_size` only, not on the
-        number of photos.
+        A photo that cannot be read yields a result with an error. Memory does not depend on the number of photos. An
+        exported file computes on all cores, or with as many threads as `load` was given.
 
         Args:
             sources: iterable of photos as for `predict`; types may be mixed, and it may be endless.
             top: number of most probable classes to return, at least 1.
-            batch_size: number of photos that the model computes at once, at least 1; more than 8 may be faster on a
-                GPU, but not on a CPU.
+            batch_size: number of photos that the network of a run folder computes at once, at least 1; more than 8 may
+                be faster on a GPU. Exported files compute photos one by one.
             quality: as for `predict`.
 
         Raises:
@@ -283,7 +348,7 @@ class Predictor:
         preprocessing = self.manifest.preprocessing
         photo = read_source(source, shorter_side=enough_pixels(preprocessing))
         pixels = to_pixels(photo, preprocessing)
-        prediction = self._predictions(pixels[None], 1, _QUALITY)[0]
+        prediction = self.predict_pixels(pixels)
         method: ExplanationMethod = "attention"
         found = attention_map(self.backend, pixels)
         if found is None:
@@ -295,29 +360,27 @@ class Predictor:
     def _results(
         self, sources: Iterable[PhotoSource], top: int, batch_size: int, quality: QualitySettings | None
     ) -> Iterator[PhotoResult]:
-        number = returned = 0
-        for batch in read_batches(sources, self.manifest.preprocessing, batch_size=batch_size):
-            if number - returned >= _PHOTOS_BETWEEN_RETURNS:
+        computed = compute_photos(self.backend, sources, batch_size=batch_size)
+        for number, (source, found) in enumerate(computed, start=1):
+            name = str(source) if isinstance(source, Path | str) else f"photo {number}"
+            if isinstance(found, PhotoError):
+                yield PhotoResult(name, None, str(found))
+            else:
+                yield PhotoResult(name, self._prediction(found, top, quality), None)
+            if number % _PHOTOS_BETWEEN_RETURNS == 0:
                 return_freed_memory()
-                returned = number
-            readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
-            predictions = iter(self._predictions(np.stack(readable), top, quality) if readable else [])
-            for source, pixels in batch:
-                number += 1
-                name = str(source) if isinstance(source, Path | str) else f"photo {number}"
-                if isinstance(pixels, PhotoError):
-                    yield PhotoResult(name, None, str(pixels))
-                else:
-                    yield PhotoResult(name, next(predictions), None)
 
-    def _predictions(self, pixels: Pixels, top: int, quality: QualitySettings | None) -> list[Prediction]:
-        rows = softmax(checked_logits(self.backend, pixels), self.manifest.temperature)
-        return [self._prediction(row, photo, top, quality) for row, photo in zip(rows, pixels, strict=True)]
+    def predict_pixels(self, pixels: Pixels, *, top: int = 1, quality: QualitySettings | None = _QUALITY) -> Prediction:
+        """Predicts one photo that is the model's input already, `(S, S, 3)` uint8, as `read_pixels` returns it.
 
-    def _prediction(
-        self, probabilities: NDArray[np.float64], pixels: Pixels, top: int, quality: QualitySettings | None
-    ) -> Prediction:
-        threshold = self.manifest.threshold
+        Raises:
+            ModelError: the model returns NaN, infinity or logits of a wrong shape.
+        """
+        return self._prediction(Computed(pixels, checked_logits(self.backend, pixels[None])[0]), top, quality)
+
+    def _prediction(self, computed: Computed, top: int, quality: QualitySettings | None) -> Prediction:
+        pixels, threshold = computed.pixels, self.manifest.threshold
+        probabilities = softmax(computed.logits, self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top]
         ranked = tuple((self.manifest.classes[index], float(probabilities[index])) for index in best)
         label, probability = ranked[0]

@@ -765,3 +765,19 @@ def test_a_folder_gives_each_photo_its_own_time_and_reports_once_what_has_none(
 def test_only_photos_of_a_folder_have_a_time_of_their_own(text: str) -> None:
     with pytest.raises(EdgeError, match='a folder of photos, because time = "photo" is set'):
         open_source(text, settings=SourceSettings(time="photo"), seen=lambda identity: False)
+
+
+def test_a_folder_is_quiet_once_nothing_waits_grows_or_changes(opened: Opener, tmp_path: Path) -> None:
+    at_once = -60.0  # nothing has changed since a minute from now
+    (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
+    source = opened(settle_s=60)
+    assert given(source).name == "a.jpg"
+    assert source.is_quiet(at_once)
+    assert not source.is_quiet(60)  # it has come just now
+    (tmp_path / "in" / "b.jpg").write_bytes(photo_bytes(1))
+    assert not source.is_quiet(at_once)  # found by a search, whether or not the system has told
+    assert source.has_backlog()
+    assert names(source) == ["b.jpg"]
+    (tmp_path / "in" / "c.jpg").write_bytes(photo_bytes(2)[:-20])
+    assert names(source) == []
+    assert not source.is_quiet(at_once)  # it may still be written

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge.events import Alert, Detection
-from agridistill.edge.store.history import History, HistoryLimits
+from agridistill.edge.store.history import Decision, History, HistoryLimits
 from agridistill.errors import OutboxError
 
 
@@ -197,3 +197,15 @@ def test_a_damaged_file_is_set_aside_and_told(path: Path, caplog: pytest.LogCapt
         again.add(detection(2))
     assert "damaged: it is renamed to" in caplog.text
     assert list(path.parent.glob("history.sqlite.damaged-*"))
+
+
+def test_a_group_is_stored_as_a_whole_or_not_at_all(path: Path) -> None:
+    with History(path) as history:
+        history.add_all([Decision(detection(number), None, f"photo {number}") for number in range(3)])
+        assert history.recent() == [detection(2), detection(1), detection(0)]
+        unusable = Decision(detection(4, plot=None))
+        with pytest.raises(OutboxError):
+            history.add_all([Decision(detection(3), None, "photo 3"), unusable])
+        assert history.recent(1) == [detection(2)]
+        assert [history.decided_by(f"photo {number}") for number in (2, 3)] == ["0123456789ab", None]
+        assert history.verdict_counts() == {"answer": 3}

@@ -174,7 +174,8 @@ class LatestFrame:
         source: the source; only this object's thread opens, reads and closes it.
         backoff: pauses before a lost source is opened again; None for 1 s to 60 s.
         still_after_s: seconds without a new picture after which a camera counts as stuck.
-        end_after_s: seconds without a new photo after which a folder or video has ended; None for never.
+        end_after_s: seconds without a new photo or a change in its folder after which a folder or video has ended; None
+            for never.
         clock: returns the time in monotonic seconds.
 
     Attributes:
@@ -192,6 +193,7 @@ class LatestFrame:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._end_after_s = source, end_after_s
+        self._read_s = _READ_S if end_after_s is None else min(_READ_S, end_after_s / 50)
         self.name = source.name
         self.skipped = self.unreadable = 0
         self._backoff = backoff or Backoff(1.0, 60.0)
@@ -240,6 +242,11 @@ class LatestFrame:
         self._source.done(frame_identity)
 
     @property
+    def has_backlog(self) -> bool:
+        """Whether several more frames can be taken without a wait for new photos."""
+        return self._source.has_backlog()
+
+    @property
     def lost_for_s(self) -> float | None:
         """Seconds since the source was lost; None while it can be read."""
         lost_at = self._lost_at
@@ -286,7 +293,7 @@ class LatestFrame:
             while not self._stop.is_set():
                 found: Frame | PhotoError | None
                 try:
-                    found = self._source.read(_READ_S)
+                    found = self._source.read(self._read_s)
                 except PhotoError as error:
                     found = error
                 if self._lost_at is not None:
@@ -297,7 +304,9 @@ class LatestFrame:
                 if found is not None:
                     self._offer(found)
                     idle_since = time.monotonic()
-                elif self._end_after_s is not None and time.monotonic() - idle_since > self._end_after_s:
+                elif self._end_after_s is not None and (
+                    time.monotonic() - idle_since > self._end_after_s or self._source.is_quiet(self._end_after_s)
+                ):
                     raise SourceEndedError(f"there are no more new photos in '{self.name}'")
         finally:
             self._source.close()

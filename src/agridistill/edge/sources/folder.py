@@ -96,6 +96,23 @@ class FolderSource(Source):
                 return frame
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
+    def has_backlog(self) -> bool:
+        """Returns whether photos that were found have not been read yet."""
+        return bool(self._pending)
+
+    def is_quiet(self, quiet_s: float) -> bool:
+        """Returns whether no photo waits or may still be written to, and no folder has changed for `quiet_s` seconds.
+
+        Searches the folders again, because not every system reports changes.
+
+        Raises:
+            SourceLostError: the folder was removed or cannot be read.
+        """
+        if self._pending or self._growing or self._listing.unchanged_s <= quiet_s:
+            return False
+        self._pending = self._listing.search()
+        return not self._pending and self._listing.unchanged_s > quiet_s
+
     def done(self, frame_identity: str) -> None:
         """With after = "delete", deletes a photo whose detection is now stored, unless the file has changed."""
         photo = self._handed.pop(frame_identity, None)

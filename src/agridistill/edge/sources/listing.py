@@ -124,6 +124,7 @@ class Listing:
         self._present = array("q")
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
+        self._changed_ns = 0
         self._must_search = self._has_more = False
         self._soon_at = self._latest_at = 0.0
 
@@ -183,6 +184,11 @@ class Listing:
         new_link = any((self.root / name).is_dir() for name in set(names).difference(photos))
         self._must_search = self._must_search or search or new_link
         return photos
+
+    @property
+    def unchanged_s(self) -> float:
+        """Seconds since a photo or a folder changed, as the last search found it; below 0 for a time in the future."""
+        return time.time() - self._changed_ns / 1e9
 
     def request_rescan(self) -> None:
         """Makes `is_due` return True soon: the caller has skipped photos because too many were waiting."""
@@ -258,6 +264,7 @@ class Listing:
                     logger.warning("the subfolder %r cannot be read: %s", inside, error.strerror)
 
     def _photos_in(self, inside: str, folders: FolderWalk) -> Iterator[Photo]:
+        self._changed_ns = max(self._changed_ns, (self.root / inside).stat().st_mtime_ns)
         with os.scandir(self.root / inside) as entries:
             for entry in entries:
                 if is_of_machine(entry.name):
@@ -278,6 +285,8 @@ class Listing:
         # Opening a pipe or a device may never end.
         if not stat.S_ISREG(found.st_mode) or self._is_explanation(name):
             return None
+        # A program that copies or moves a photo may set its time of modification back, but not that of the change.
+        self._changed_ns = max(self._changed_ns, found.st_mtime_ns, found.st_ctime_ns)
         return Photo(found.st_mtime_ns, name, found.st_size)
 
     def _log_others(self) -> None:

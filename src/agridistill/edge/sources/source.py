@@ -72,7 +72,7 @@ class SourceSettings:
 
 
 class Source(Protocol):
-    """The base of all sources: a folder, a camera or a video. One thread calls all methods except `done`."""
+    """The base of all sources: a folder, a camera or a video. Any thread may call `done` and `has_backlog`."""
 
     name: str  # for people and logs, without secrets
     live: bool  # frames that are not read in time are lost, as with a camera; False for files
@@ -88,6 +88,14 @@ class Source(Protocol):
             SourceLostError: the source can no longer be read.
             SourceEndedError: the source has no more frames.
         """
+
+    def has_backlog(self) -> bool:
+        """Returns whether `read` can return several frames without a wait; may be called from any thread."""
+        return False
+
+    def is_quiet(self, quiet_s: float) -> bool:
+        """Returns whether there is no new photo and nothing has changed for `quiet_s` seconds; False if unknown."""
+        return False
 
     def done(self, frame_identity: str) -> None:
         """Called when the detection of a frame is stored, perhaps by another thread; only a folder does something."""

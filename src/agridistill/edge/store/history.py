@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -63,6 +63,14 @@ class HistoryLimits:
     photos: Annotated[int, Field(ge=1)] = 1_000_000  # photos that are remembered, so that none is decided on twice
 
 
+class Decision(NamedTuple):
+    """A detection to store; `History.add` describes the fields."""
+
+    detection: Detection
+    thumbnail: bytes | None = None
+    identity: str = ""
+
+
 class History(SqliteFile):
     """Detections and alerts in an SQLite file, which several processes can read while the agent writes.
 
@@ -91,20 +99,25 @@ class History(SqliteFile):
             thumbnail: small JPEG of its photo; None for none.
             identity: `Frame.identity` of its photo, with which `decided_by` finds it; "" for a camera's frame.
         """
-        found, document = detection, json.dumps(detection.to_json(), ensure_ascii=False)
+        self.add_all([Decision(detection, thumbnail, identity)])
+
+    def add_all(self, decisions: Sequence[Decision]) -> None:
+        """Stores detections as `add` does: all or none, with a single wait for the disk."""
         with self.writing() as database:
-            cursor = database.execute(
-                "INSERT INTO detections (event_id, at_s, plot, verdict, document, thumbnail, source) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
-                (found.event_id, found.at_s, found.plot, found.verdict, document, thumbnail, self._source),
-            )
-            add_to_counter(database, f"verdict:{detection.verdict}", cursor.rowcount)
-            if identity:
-                database.execute(_MARK, (identity, detection.model))
+            for found, thumbnail, identity in decisions:
+                document = json.dumps(found.to_json(), ensure_ascii=False)
+                cursor = database.execute(
+                    "INSERT INTO detections (event_id, at_s, plot, verdict, document, thumbnail, source) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                    (found.event_id, found.at_s, found.plot, found.verdict, document, thumbnail, self._source),
+                )
+                add_to_counter(database, f"verdict:{found.verdict}", cursor.rowcount)
+                if identity:
+                    database.execute(_MARK, (identity, found.model))
             if self._until_trim <= 0:
                 self._trim(database)
                 self._until_trim = _TRIM_EVERY
-        self._until_trim -= 1
+        self._until_trim -= len(decisions)
 
     def decided_by(self, identity: str) -> str | None:
         """Returns the id of the model that has classified a photo: the first 12 digits of the model's sha256.
