@@ -17,6 +17,7 @@ from agridistill.data.folder import SPLIT_NAMES, Sample, require_outside
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data, warn_of_shared_leaves
 from agridistill.data.split import Split, labelled_share, read_split
+from agridistill.data.unlabelled import find_unlabelled, list_unlabelled
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
@@ -149,6 +150,31 @@ def _require_startable(request: _Request, config: Config) -> None:
                 "choose another --out",
             )
     require_known_model(fit.model)
+    if config.data.unlabelled is not None:
+        _require_use_of_unlabelled(config)
+        list_unlabelled(Path(config.data.unlabelled))
+
+
+def _require_use_of_unlabelled(config: Config) -> None:
+    """Checks that photos without labels can take part in a training.
+
+    Raises:
+        ConfigError: no term of the objective uses them, or a term or mixup needs a label for each photo.
+    """
+    objective, fit = config.objective, config.fit
+    if not objective.needs_teacher or objective.method == "dkd":
+        why = "needs one label for each photo" if objective.method == "dkd" else "learns only from labels"
+        raise ConfigError(
+            "a method that learns from a teacher without labels, because of --unlabelled",
+            f"'{objective.method}', which {why}",
+            "pass --method kd, or leave --unlabelled out",
+        )
+    if fit.mixup or fit.cutmix:
+        raise ConfigError(
+            "mixup = 0 and cutmix = 0 with --unlabelled, because photos without labels have no label to mix",
+            f"mixup = {fit.mixup}, cutmix = {fit.cutmix}",
+            "set both to 0",
+        )
 
 
 def _prepare(request: _Request, config: Config) -> PreparedData:
@@ -170,8 +196,16 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
+    else:
+        prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
+    if settings.unlabelled is None:
         return prepared
-    return inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
+    parts = {name: getattr(prepared, name) for name in SPLIT_NAMES}
+    root, only = Path(settings.unlabelled), folder.read_unlabelled() if resume else None
+    unlabelled = find_unlabelled(root, parts, prepared.inspection, only=only, progress=request.progress)
+    if resume:
+        folder.require_same_unlabelled(root, unlabelled.fingerprint)
+    return replace(prepared, unlabelled=unlabelled)
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:

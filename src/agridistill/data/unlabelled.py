@@ -1,0 +1,160 @@
+"""Finds photos without labels, from which a student learns what its teacher says about them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.data.folder import UNLABELLED, PhotoFolder, Sample, files_in
+from agridistill.data.inspection import (
+    Inspection,
+    InspectionStore,
+    digests_of_photos,
+    fingerprint,
+    inspect_photos,
+    looks_of,
+    phashes_of,
+)
+from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.errors import DataError
+from agridistill.photo_files import passed_over
+from agridistill.progress import ProgressCallback, silent
+
+logger = logging.getLogger(__name__)
+
+# A quarter was the best share on the validation photos of tomato (docs/training.md).
+LABELLED_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class UnlabelledPhotos:
+    """The photos without labels of a training; none shows a leaf of its validation or test photos."""
+
+    root: Path  # the folder of the photos
+    samples: tuple[Sample, ...]  # sorted by path; their label is `UNLABELLED`
+    fingerprint: str  # sha256 over paths and contents
+    phashes: Mapping[str, int]  # 64-bit perceptual hashes by `Sample.path`
+    skipped: tuple[tuple[str, str], ...] = ()  # (path, reason) of each photo that cannot be read
+
+
+def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> int:
+    """Returns how often photos with labels are used in an epoch that uses each photo without a label once.
+
+    Args:
+        labelled: number of photos with labels, at least 1.
+        unlabelled: number of photos without labels.
+        share: smallest share, 0 to 1, of photos with labels among all uses; None means `LABELLED_SHARE`.
+
+    Example:
+        >>> repeats_for(50, 600), repeats_for(500, 600)
+        (4, 1)
+    """
+    share = LABELLED_SHARE if share is None else share
+    return max(1, math.ceil(share / (1 - share) * unlabelled / labelled))
+
+
+def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
+    """Lists the photos and the other files in a folder of photos without labels and in all its subfolders.
+
+    Raises:
+        DataError: the folder does not exist or cannot be read.
+    """
+    if not root.is_dir():
+        got = f"the file '{root}'" if root.exists() else f"'{root}', which does not exist"
+        raise DataError("a folder of photos without labels", got, "correct --unlabelled")
+    return files_in(root)
+
+
+def find_unlabelled(
+    root: Path,
+    parts: Mapping[str, Sequence[Sample]],
+    inspection: Inspection,
+    *,
+    only: Collection[str] | None = None,
+    progress: ProgressCallback = silent,
+) -> UnlabelledPhotos:
+    """Reads the photos in a folder, and leaves out those that show a photo of the data folder again.
+
+    These are copies of any of its photos (also flipped, turned or scaled), and photos that look like a validation or
+    test photo, directly or through other photos without labels.
+
+    Args:
+        root: the folder; photos may be in subfolders of any depth.
+        parts: the labelled photos by the name of their part, "train", "val" or "test".
+        inspection: the records of these photos.
+        only: paths of photos that an earlier call has chosen; then these are used, and no copies are searched.
+        progress: called with (photos read, all photos).
+
+    Raises:
+        DataError: the folder cannot be read, a photo of `only` is missing, or no photo is left.
+    """
+    photos, others = list_unlabelled(root)
+    if only is not None:
+        missing = sorted(set(only) - set(photos))
+        if missing:
+            raise DataError(
+                "all photos without labels that the run started with",
+                f"none at '{root / missing[0]}' and {len(missing) - 1} more",
+                "put them back, or pass the folder that holds them as --unlabelled",
+            )
+        photos, others = sorted(only), []
+    samples = tuple(Sample(path, UNLABELLED, path) for path in sorted(photos))
+    own = inspect_photos(PhotoFolder(root, (), samples), store=InspectionStore(root), progress=progress)
+    skipped = tuple((sample.path, error) for sample in samples if (error := own[sample.path].error) is not None)
+    for path, reason in skipped:
+        logger.warning("left out: the unreadable photo %s (%s)", root / path, reason)
+    if others:
+        logger.warning("photos without labels in '%s': left out: %s", root, passed_over(others))
+    readable = tuple(sample for sample in samples if own[sample.path].error is None)
+    if only is None:
+        seen = _seen_in(parts, inspection, readable, own)
+        readable = tuple(sample for sample in readable if sample.path not in seen)
+        if seen:
+            counts = Counter(seen.values())
+            logger.warning(
+                "photos without labels in '%s': left out: %d that show validation or test leaves, %d copies of "
+                "training photos (also flipped, turned or scaled); %d photos remain",
+                *(root, counts["held out"], counts["train"], len(readable)),
+            )
+    if not readable:
+        raise DataError(
+            "photos without labels that are not in the data folder as well",
+            f"none of {len(samples)} in '{root}' can be used",
+            "pass a folder with other photos, or leave --unlabelled out",
+        )
+    return UnlabelledPhotos(root, readable, fingerprint((), readable, own), phashes_of(readable, own), skipped)
+
+
+def _seen_in(
+    parts: Mapping[str, Sequence[Sample]], inspection: Inspection, readable: Sequence[Sample], own: Inspection
+) -> dict[str, str]:
+    """Returns the photos of `readable` that the data folder shows as well: path -> "held out" or "train"."""
+    # The number of a photo, because two folders may have a file of the same name.
+    labelled = [(name, inspection[sample.path], sample) for name, part in parts.items() for sample in part]
+    part_of: dict[str, str] = {}
+    records = {}
+    renamed = []
+    for number, (name, record, sample) in enumerate(
+        (*labelled, *(("", own[sample.path], sample) for sample in readable))
+    ):
+        key = str(number)
+        part_of[key], records[key] = name, record
+        renamed.append(Sample(key, sample.label, sample.path))
+    alike = [sample for sample in renamed if part_of[sample.path] != "train"]
+    groups = [
+        *exact_groups(digests_of_photos(renamed, records)),
+        *copy_groups(looks_of(renamed, records)),
+        *near_groups(phashes_of(alike, records)),
+    ]
+    path_of = {sample.path: sample.leaf_id for sample in renamed}
+    seen = {}
+    for group in merge_groups(part_of, groups):
+        names = {part_of[key] for key in group} - {""}
+        if names:
+            where = "train" if names == {"train"} else "held out"
+            seen.update({path_of[key]: where for key in group if not part_of[key]})
+    return seen
