@@ -2,9 +2,9 @@
 
     python benchmarks/unlabelled_study.py PHOTOS RUNS docs/results/black-gram-unlabelled.json
 
-The leaf groups are dealt into folds. In each round, one fold is the test, which nothing learns from. The labelled photos
-(8 a class to train, 2 to validate) come from the next fold, so that the rounds have other ones; all other photos of the
-four folds have no labels. A teacher is fine-tuned on the labelled photos by the default `agridistill train`; all
+The leaf groups are dealt into folds. In each round, one fold is the test, which nothing learns from. The labelled
+photos (8 a class to train, 2 to validate) come from the next fold, so that the rounds have other ones; all other photos
+of the four folds have no labels. A teacher is fine-tuned on the labelled photos by the default `agridistill train`; all
 students have the same number of steps. `pseudo` is `ce` with the teacher's classes as the labels of the photos without
 one. What is finished in RUNS is not repeated. A difference is paired by round; its interval is Student's.
 """
@@ -12,11 +12,9 @@ one. What is finished in RUNS is not repeated. A difference is paired by round; 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import subprocess
-import sys
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +24,11 @@ import numpy as np
 from few_photos import link, shuffled_leaves
 from scipy.stats import t as student_t
 
+from agridistill import distill, load, train
 from agridistill.data.unlabelled import repeats_for
 
-FOLDS, TRAIN, VAL, BATCH, STEPS = 5, 8, 2, 16, 320
+FOLDS, TRAIN, VAL, BATCH = 5, 8, 2, 16
+EPOCHS = 4  # over the photos without labels; all arms have as many steps
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
 ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo")
 # (first, second): the difference first - second is reported.
@@ -41,19 +41,18 @@ PAIRS = (
     ("hybrid", "ce"),
     ("pseudo", "ce"),
 )
-_RECIPE = """
-[data]
-image_size = 128
-
-[distill]
-model = "mobilenetv3_large_100"
-weights = "leaf"
-batch_size = {batch}
-lr = 5e-4
-layer_decay = 0.9
-head_first = true
-freeze_norm = true
-"""
+RECIPE = {
+    "data": {"image_size": 128},
+    "distill": {
+        "model": "mobilenetv3_large_100",
+        "weights": "leaf",
+        "batch_size": BATCH,
+        "lr": 5e-4,
+        "layer_decay": 0.9,
+        "head_first": True,
+        "freeze_norm": True,
+    },
+}
 
 
 def deal(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
@@ -86,60 +85,53 @@ def deal(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
     return {part: len(members) for part, members in dealt.items()}
 
 
-def command(*words: object, **options: Any) -> None:
-    """Runs a command of AgriDistill; its progress goes to the screen."""
-    subprocess.run([sys.executable, "-m", "agridistill", *map(str, words)], check=True, **options)  # noqa: S603 - ours
-
-
 def add_pseudo_labels(folder: Path) -> float:
     """Links the photos without labels to the folders of the teacher's classes; returns how many of these are right."""
-    rows = folder / "pseudo.csv"
-    if not rows.exists():
-        with (folder / "pseudo.part").open("w") as file:
-            command("predict", folder / "teacher", folder / "unlabelled", "--csv", stdout=file)
-        (folder / "pseudo.part").rename(rows)
-    right = []
-    with rows.open(newline="") as file:
-        for row in csv.DictReader(file):
-            photo = Path(row["path"])
-            right.append(photo.parent.name == row["label"])
-            target = folder / "pseudo" / "train" / row["label"] / f"pseudo_{photo.parent.name}_{photo.name}"
-            if not target.exists():
-                target.symlink_to(photo.resolve())
-    return sum(right) / len(right)
+    photos = sorted(path for path in (folder / "unlabelled").rglob("*") if path.is_file())
+    right = 0
+    for photo, result in zip(photos, load(folder / "teacher").predict_many(photos), strict=True):
+        assert result.prediction is not None  # noqa: S101 - every photo of the study is readable
+        label = result.prediction.label
+        right += photo.parent.name == label
+        target = folder / "pseudo" / "train" / label / f"pseudo_{photo.parent.name}_{photo.name}"
+        if not target.exists():
+            target.symlink_to(photo.resolve())
+    return right / len(photos)
 
 
 def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str]) -> dict[str, Any]:
     """One round: dealt, its teacher and its students trained, or read where it is finished."""
     counted, teacher = folder / "counts.json", folder / "teacher"
     if not counted.exists():
+        for begun in ("photos", "pseudo", "unlabelled"):
+            shutil.rmtree(folder / begun, ignore_errors=True)
         counted.write_text(json.dumps(deal(photos, folder, test_fold)))
     counts = json.loads(counted.read_text())
-    if not (teacher / "evaluation.json").exists():
-        again = ["--resume"] if (teacher / "recipe.toml").exists() else ["--seed", test_fold]
-        command("train", folder / "photos", "--out", teacher, *again)
-    (folder / "recipe.toml").write_text(_RECIPE.format(batch=BATCH))
-    uses = counts["train"] * repeats_for(counts["train"], counts["unlabelled"]) + counts["unlabelled"]
-    epochs = {"few": round(STEPS / (counts["train"] // BATCH)), "many": round(STEPS / (uses // BATCH))}
-    # As many views of a labelled photo in all arms.
-    views = {"few": epochs["many"] * repeats_for(counts["train"], counts["unlabelled"]), "many": epochs["many"]}
-    found: dict[str, Any] = {"fold": test_fold, "photos": counts, "accuracy": {}, "train_s": {}, "steps": {}}
+    known = train(folder / "photos", teacher, seed=test_fold, resume=(teacher / "recipe.toml").exists())
+    repeats = repeats_for(counts["train"], counts["unlabelled"])
+    # Steps in an epoch of the labelled photos alone, and of all photos.
+    few, many = counts["train"] // BATCH, (counts["train"] * repeats + counts["unlabelled"]) // BATCH
+    found: dict[str, Any] = {"fold": test_fold, "photos": counts, "teacher": known.evaluation.accuracy}
+    found |= {"accuracy": {}, "train_s": {}, "steps": {}}
+    if "pseudo" in arms:
+        found["pseudo_labels_right"] = add_pseudo_labels(folder)
     for arm in arms:
-        run, size = folder / arm, "many" if arm == "pseudo" or arm.endswith("-unlabelled") else "few"
-        if arm == "pseudo":
-            found["pseudo_labels_right"] = add_pseudo_labels(folder)
-        if not (run / "evaluation.json").exists():
-            method = "ce" if arm == "pseudo" else arm.removesuffix("-unlabelled")
-            data = folder / ("pseudo" if arm == "pseudo" else "photos")
-            words: list[object] = ["distill", data, "--out", run, "--recipe", folder / "recipe.toml"]
-            words += ["--seed", test_fold, "--method", method, "--epochs", epochs[size], "--views", views[size]]
-            words += ["--teacher", teacher] if method != "ce" else []
-            words += ["--unlabelled", folder / "unlabelled"] if arm.endswith("-unlabelled") else []
-            command(*words, *(["--resume"] if (run / "recipe.toml").exists() else []))
-        stored = json.loads((run / "evaluation.json").read_text())
-        found["accuracy"][arm], found["train_s"][arm] = stored["accuracy"], stored["train_s"]
-        found["steps"][arm] = epochs[size] * ((counts["train"] if size == "few" else uses) // BATCH)
-    found["teacher"] = json.loads((teacher / "evaluation.json").read_text())["accuracy"]
+        run, is_large = folder / arm, arm == "pseudo" or arm.endswith("-unlabelled")
+        epochs = EPOCHS if is_large else round(EPOCHS * many / few)
+        # As many views of a labelled photo in all arms.
+        views = EPOCHS if is_large else EPOCHS * repeats
+        method = "ce" if arm == "pseudo" else arm.removesuffix("-unlabelled")
+        extra = {"data.unlabelled": str(folder / "unlabelled")} if arm.endswith("-unlabelled") else {}
+        result = distill(
+            folder / ("pseudo" if arm == "pseudo" else "photos"),
+            None if method == "ce" else teacher,
+            run,
+            RECIPE,
+            resume=(run / "recipe.toml").exists(),
+            **{"seed": test_fold, "epochs": epochs, "views": views, "objective.method": method, **extra},
+        )
+        found["accuracy"][arm], found["train_s"][arm] = result.evaluation.accuracy, result.train_s
+        found["steps"][arm] = epochs * (many if is_large else few)
     return found
 
 
