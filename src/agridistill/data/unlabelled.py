@@ -74,7 +74,7 @@ def find_unlabelled(
     parts: Mapping[str, Sequence[Sample]],
     inspection: Inspection,
     *,
-    only: Collection[str] | None = None,
+    only: Collection[str] = (),
     progress: ProgressCallback = silent,
 ) -> UnlabelledPhotos:
     """Reads the photos in a folder, and leaves out those that show a photo of the data folder again.
@@ -86,19 +86,19 @@ def find_unlabelled(
         root: the folder; photos may be in subfolders of any depth.
         parts: the labelled photos by the name of their part, "train", "val" or "test".
         inspection: the records of these photos.
-        only: paths of photos that an earlier call has chosen; then these are used, and no copies are searched.
+        only: paths of the photos that an earlier call has chosen: exactly these are used, and no copies are searched.
         progress: called with (photos read, all photos).
 
     Raises:
         DataError: the folder cannot be read, a photo of `only` is missing, or no photo is left.
     """
     photos, others = list_unlabelled(root)
-    if only is not None:
+    if only:
         missing = sorted(set(only) - set(photos))
         if missing:
             raise DataError(
                 "all photos without labels that the run started with",
-                f"none at '{root / missing[0]}' and {len(missing) - 1} more",
+                f"a folder without {len(missing)} of {len(only)}, the first '{root / missing[0]}'",
                 "put them back, or pass the folder that holds them as --unlabelled",
             )
         photos, others = sorted(only), []
@@ -110,7 +110,7 @@ def find_unlabelled(
     if others:
         logger.warning("photos without labels in '%s': left out: %s", root, passed_over(others))
     readable = tuple(sample for sample in samples if own[sample.path].error is None)
-    if only is None:
+    if not only:
         seen = _seen_in(parts, inspection, readable, own)
         readable = tuple(sample for sample in readable if sample.path not in seen)
         if seen:
@@ -133,28 +133,21 @@ def _seen_in(
     parts: Mapping[str, Sequence[Sample]], inspection: Inspection, readable: Sequence[Sample], own: Inspection
 ) -> dict[str, str]:
     """Returns the photos of `readable` that the data folder shows as well: path -> "held out" or "train"."""
-    # The number of a photo, because two folders may have a file of the same name.
-    labelled = [(name, inspection[sample.path], sample) for name, part in parts.items() for sample in part]
-    part_of: dict[str, str] = {}
-    records = {}
-    renamed = []
-    for number, (name, record, sample) in enumerate(
-        (*labelled, *(("", own[sample.path], sample) for sample in readable))
-    ):
-        key = str(number)
-        part_of[key], records[key] = name, record
-        renamed.append(Sample(key, sample.label, sample.path))
-    alike = [sample for sample in renamed if part_of[sample.path] != "train"]
+    entries = [(name, sample.path, inspection[sample.path]) for name, part in parts.items() for sample in part]
+    entries += [("", sample.path, own[sample.path]) for sample in readable]
+    # Numbered, because both folders may have a file of the same name.
+    numbered = [Sample(str(number), UNLABELLED, path) for number, (_, path, _) in enumerate(entries)]
+    part_of = {str(number): name for number, (name, _, _) in enumerate(entries)}
+    records = {str(number): record for number, (_, _, record) in enumerate(entries)}
     groups = [
-        *exact_groups(digests_of_photos(renamed, records)),
-        *copy_groups(looks_of(renamed, records)),
-        *near_groups(phashes_of(alike, records)),
+        *exact_groups(digests_of_photos(numbered, records)),
+        *copy_groups(looks_of(numbered, records)),
+        *near_groups(phashes_of((photo for photo in numbered if part_of[photo.path] != "train"), records)),
     ]
-    path_of = {sample.path: sample.leaf_id for sample in renamed}
     seen = {}
     for group in merge_groups(part_of, groups):
-        names = {part_of[key] for key in group} - {""}
+        names = {part_of[number] for number in group} - {""}
         if names:
             where = "train" if names == {"train"} else "held out"
-            seen.update({path_of[key]: where for key in group if not part_of[key]})
+            seen |= {entries[int(number)][1]: where for number in group if not part_of[number]}
     return seen

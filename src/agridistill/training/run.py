@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.folder import SPLIT_NAMES, Sample, require_outside
+from agridistill.data.inspection import turned_phashes_of
 from agridistill.data.labels import FOLDERS, Layout
+from agridistill.data.likeness import read_learnt
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data, warn_of_shared_leaves
 from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.data.unlabelled import find_unlabelled, list_unlabelled
@@ -198,14 +200,18 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         folder.require_same_data(request.data, prepared.fingerprint)
     else:
         prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
-    if settings.unlabelled is None:
-        return prepared
-    parts = {name: getattr(prepared, name) for name in SPLIT_NAMES}
-    root, only = Path(settings.unlabelled), folder.read_unlabelled() if resume else None
-    unlabelled = find_unlabelled(root, parts, prepared.inspection, only=only, progress=request.progress)
+    if settings.unlabelled is not None:
+        unlabelled = find_unlabelled(
+            Path(settings.unlabelled),
+            {name: getattr(prepared, name) for name in SPLIT_NAMES},
+            prepared.inspection,
+            only=folder.read_unlabelled() if resume else (),
+            progress=request.progress,
+        )
+        prepared = replace(prepared, unlabelled=unlabelled)
     if resume:
-        folder.require_same_unlabelled(root, unlabelled.fingerprint)
-    return replace(prepared, unlabelled=unlabelled)
+        folder.require_same_unlabelled(prepared.unlabelled.fingerprint if prepared.unlabelled else None)
+    return prepared
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
@@ -242,7 +248,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
             break
     for name, run in parents.items():
         if name != inherited:
-            _warn_about_overlap(prepared, read_split(run.splits), name)
+            _warn_about_overlap(prepared, run, name)
     if labelled:
         return prepared
     train, val = (
@@ -296,10 +302,14 @@ def _divided(prepared: PreparedData, parts: Mapping[str, Sequence[Sample]], cut:
     return replace(prepared, **samples, split=split, cut=cut)
 
 
-def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None:
+def _warn_about_overlap(prepared: PreparedData, run: RunFolder, name: str) -> None:
     # Compare class and file name only, because the photos may have been moved into train, val and test folders.
-    learnt = {Path(path).parts[-2:] for path in split.train}
+    learnt = {Path(path).parts[-2:] for path in read_split(run.splits).train}
     overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
+    # Photos that the run had without labels have other names.
+    known = read_learnt(run.learnt, read_manifest(run.manifest)) if run.read_unlabelled() else None
+    if known is not None:
+        overlap = max(overlap, known.count(turned_phashes_of(prepared.test, prepared.inspection).values()))
     if overlap:
         logger.warning(
             "%s was trained on %d of the %d test photos of this run (or on photos with the same class and file name): "

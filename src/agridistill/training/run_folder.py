@@ -153,7 +153,7 @@ class RunFolder:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
     def read_unlabelled(self) -> tuple[str, ...]:
-        """Returns the paths of the run's photos without labels, relative to their folder; () without any.
+        """Returns the sorted paths of the run's photos without labels, relative to their folder; () without any.
 
         Raises:
             RunError: the file of the split is missing or damaged.
@@ -165,17 +165,22 @@ class RunFolder:
                 "the split of a run", f"a missing or damaged '{self.splits}' ({error})", "start a new run"
             ) from None
 
-    def require_same_unlabelled(self, root: Path, fingerprint: str) -> None:
+    def require_same_unlabelled(self, fingerprint: str | None) -> None:
         """Checks that a resumed run has the photos without labels with which it started.
 
-        `fingerprint` is that of the photos in the folder `root` that the run has chosen.
+        `fingerprint` is that of the photos that it has now; None without any.
 
         Raises:
             RunError: the fingerprint differs.
         """
-        if self.read_environment()["unlabelled"]["fingerprint"] != fingerprint:
-            got = f"photos with other content in '{root}'"
-            raise RunError("the photos without labels that the run started with", got, "start a new run")
+        stored = self.read_environment().get("unlabelled")  # absent in runs of earlier versions
+        if (stored["fingerprint"] if stored else None) != fingerprint:
+            expected = f"{stored['photos']} from '{stored['folder']}'" if stored else "none"
+            raise RunError(
+                f"the photos without labels that the run started with ({expected})",
+                "others" if fingerprint else "none",
+                f"{'pass them as' if stored else 'leave out'} --unlabelled, or start a new run",
+            )
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished.
