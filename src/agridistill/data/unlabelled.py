@@ -144,7 +144,7 @@ def _seen_in(
         *copy_groups(looks_of(numbered, records)),
         *near_groups(phashes_of((photo for photo in numbered if part_of[photo.path] != "train"), records)),
     ]
-    seen = {}
+    seen: dict[str, str] = {}
     for group in merge_groups(part_of, groups):
         names = {part_of[number] for number in group} - {""}
         if names:

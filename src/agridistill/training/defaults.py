@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.unlabelled import list_unlabelled, repeats_for
+from agridistill.data.unlabelled import list_unlabelled
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
 from agridistill.models import LEAF, LEAF_WEIGHTS, hub_reachable, packaged
@@ -45,7 +45,7 @@ Recipe = dict[str, dict[str, Any]]
 class Situation:
     """The facts about photos, hardware and installation by which `choose` selects a network and settings."""
 
-    photos: int  # number of photos in an epoch: those for training, and photos without labels
+    photos: int  # number of training photos, with those without labels
     gpu: bool
     packaged: bool  # whether the weights of EMBEDDED are installed
     hub: Callable[[], bool]  # returns whether the model hub answers; called only if the choice depends on it
@@ -86,8 +86,7 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout
         photos = round((1 - held_out) * len(folder.samples))
     photos = max(1, round(labels * photos))
     if settings.get("unlabelled") is not None:
-        others = len(list_unlabelled(Path(settings["unlabelled"]))[0])
-        photos = photos * repeats_for(photos, others, settings.get("labelled_share")) + others
+        photos += len(list_unlabelled(Path(settings["unlabelled"]))[0])
     weights, gpu = packaged(EMBEDDED), torch.cuda.is_available()
     return Situation(
         photos=photos,
