@@ -53,7 +53,7 @@ def test_what_the_data_folder_shows_is_left_out_and_counted(
     (line,) = [record.getMessage() for record in caplog.records]
     counts = "0 that show validation or test leaves, 3 copies" if part == "train" else "3 that show validation or test"
     assert f"left out: {counts}" in line
-    assert line.endswith("1 photos remain")
+    assert line.endswith("photos that remain: 1")
 
 
 def test_unreadable_photos_and_other_files_are_reported_and_left_out(

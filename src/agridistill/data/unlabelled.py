@@ -117,7 +117,7 @@ def find_unlabelled(
             counts = Counter(seen.values())
             logger.warning(
                 "photos without labels in '%s': left out: %d that show validation or test leaves, %d copies of "
-                "training photos (also flipped, turned or scaled); %d photos remain",
+                "training photos (also flipped, turned or scaled); photos that remain: %d",
                 *(root, counts["held out"], counts["train"], len(readable)),
             )
     if not readable:
