@@ -26,11 +26,13 @@ from scipy.stats import t as student_t
 
 from agridistill import distill, load, train
 from agridistill.data.unlabelled import repeats_for
+from agridistill.training.settings import MAX_VIEWS
 
 FOLDS, TRAIN, VAL, BATCH = 5, 8, 2, 16
-EPOCHS = 4  # over the photos without labels; all arms have as many steps
+EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
+SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
-ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo")
+ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN))
 # (first, second): the difference first - second is reported.
 PAIRS = (
     ("hybrid-unlabelled", "hybrid"),
@@ -40,6 +42,8 @@ PAIRS = (
     ("kd-unlabelled", "kd"),
     ("hybrid", "ce"),
     ("pseudo", "ce"),
+    (f"{SCRATCH}hybrid-unlabelled", f"{SCRATCH}hybrid"),
+    (f"{SCRATCH}hybrid-unlabelled", f"{SCRATCH}ce"),
 )
 RECIPE = {
     "data": {"image_size": 128},
@@ -52,6 +56,10 @@ RECIPE = {
         "head_first": True,
         "freeze_norm": True,
     },
+}
+RANDOM_START = {
+    "distill": {"model": "mobilenetv3_large_100", "pretrained": False, "batch_size": BATCH, "lr": 2e-3},
+    "data": RECIPE["data"],
 }
 
 
@@ -99,7 +107,7 @@ def add_pseudo_labels(folder: Path) -> float:
     return right / len(photos)
 
 
-def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str]) -> dict[str, Any]:
+def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str], many_epochs: int) -> dict[str, Any]:
     """One round: dealt, its teacher and its students trained, or read where it is finished."""
     counted, teacher = folder / "counts.json", folder / "teacher"
     if not counted.exists():
@@ -116,17 +124,18 @@ def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str]) -> dict
     if "pseudo" in arms:
         found["pseudo_labels_right"] = add_pseudo_labels(folder)
     for arm in arms:
-        run, is_large = folder / arm, arm == "pseudo" or arm.endswith("-unlabelled")
-        epochs = EPOCHS if is_large else round(EPOCHS * many / few)
+        is_large = arm == "pseudo" or arm.endswith("-unlabelled")
+        epochs = many_epochs if is_large else round(many_epochs * many / few)
         # As many views of a labelled photo in all arms.
-        views = EPOCHS if is_large else EPOCHS * repeats
-        method = "ce" if arm == "pseudo" else arm.removesuffix("-unlabelled")
+        views = min(many_epochs, MAX_VIEWS) * (1 if is_large else repeats)
+        method = "ce" if arm == "pseudo" else arm.removeprefix(SCRATCH).removesuffix("-unlabelled")
+        run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
         extra = {"data.unlabelled": str(folder / "unlabelled")} if arm.endswith("-unlabelled") else {}
         result = distill(
             folder / ("pseudo" if arm == "pseudo" else "photos"),
             None if method == "ce" else teacher,
             run,
-            RECIPE,
+            RANDOM_START if arm.startswith(SCRATCH) else RECIPE,
             resume=(run / "recipe.toml").exists(),
             **{"seed": test_fold, "epochs": epochs, "views": views, "objective.method": method, **extra},
         )
@@ -162,15 +171,16 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs over the photos without labels")
     parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), choices=range(FOLDS))
     arguments = parser.parse_args()
     rounds = []
     for fold in arguments.folds:
         folder = arguments.runs / f"fold-{fold}"
         folder.mkdir(parents=True, exist_ok=True)
-        rounds.append(one(arguments.photos, folder, fold, arguments.arms))
+        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs))
         print(json.dumps(rounds[-1]), flush=True)
-        document = {"cores": os.cpu_count(), "summary": summary(rounds), "rounds": rounds}
+        document = {"cores": os.cpu_count(), "epochs": arguments.epochs, "summary": summary(rounds), "rounds": rounds}
         arguments.out.write_text(json.dumps(document, indent=2) + "\n")
 
 
