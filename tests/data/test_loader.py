@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from agridistill.data.folder import Sample, scan
+from agridistill.data.folder import UNLABELLED, Sample, scan
 from agridistill.data.loader import (
     Batch,
     PhotoDataModule,
@@ -220,3 +223,66 @@ class TestBalance:
         samples = [Sample(f"{n % 2}/{n}.jpg", n % 2, str(n)) for n in range(16)]
         made = ViewSampler(viewing(samples, 3), seed=1, batch_size=8, balance=True)
         assert sorted(key.position for key in made) == list(range(16))
+
+
+class TestWithoutLabels:
+    """12 photos with labels, three times each, and 110 without."""
+
+    LABELLED = tuple(
+        Sample(f"{label}/{number}.jpg", label, "") for label in range(2) for number in range(3 + 6 * label)
+    )
+    OTHERS = tuple(Sample(f"new/{number}.jpg", UNLABELLED, "") for number in range(110))
+
+    def viewing(self) -> Viewing:
+        samples = (*(3 * self.LABELLED), *self.OTHERS)
+        return replace(viewing(samples, 4), repeats=3, unlabelled_root=Path("new"))
+
+    def epoch(self, number: int = 0, **changes: Any) -> list[ViewKey]:
+        made = ViewSampler(self.viewing(), **{"seed": 1, "batch_size": 8} | changes)
+        made.set_epoch(number)
+        return list(made)
+
+    def test_an_epoch_uses_each_photo_without_a_label_once_and_the_others_repeatedly(self) -> None:
+        counts = Counter(self.viewing().samples[key.position].path for key in self.epoch(batch_size=2))
+        assert {counts[sample.path] for sample in self.OTHERS} == {1}
+        assert {counts[sample.path] for sample in self.LABELLED} == {3}
+
+    def test_a_repeated_photo_has_another_view_each_time(self) -> None:
+        seeds: dict[str, list[int]] = {}
+        for number in range(4):
+            for key in self.epoch(number, batch_size=2):
+                seeds.setdefault(self.viewing().samples[key.position].path, []).append(key.seed)
+        assert {len(set(seeds[sample.path])) for sample in self.LABELLED} == {12}
+        # The views of a run without the other photos come first, so that both have the same.
+        alone = {viewing(self.LABELLED, 12).key(view, 0).seed for view in range(12)}
+        assert set(seeds[self.LABELLED[0].path]) == alone
+
+    @pytest.mark.parametrize("balance", [False, True])
+    def test_each_batch_has_nearly_as_many_photos_with_labels(self, balance: bool) -> None:
+        keys = self.epoch(batch_size=16, balance=balance)
+        counts = [sum(key.position < 36 for key in keys[start : start + 16]) for start in range(0, 144, 16)]
+        assert len(keys) == 144
+        assert max(abs(count - 16 * 36 / 146) for count in counts) <= 2
+
+    def test_balance_concerns_the_photos_with_labels(self) -> None:
+        counts = Counter(self.viewing().samples[key.position].label for key in self.epoch(batch_size=2, balance=True))
+        assert counts == {0: 18, 1: 18, UNLABELLED: 110}
+
+    def test_processes_together_take_what_one_would_take(self) -> None:
+        whole, parts = self.epoch(), [self.epoch(rank=rank, world=2) for rank in range(2)]
+        for step in range(18):
+            together = [key for part in parts for key in part[4 * step : 4 * (step + 1)]]
+            assert sorted(together) == sorted(whole[8 * step : 8 * (step + 1)])
+
+    def test_the_head_is_fitted_to_the_photos_with_labels_alone(self) -> None:
+        alone = self.viewing().with_labels()
+        assert (tuple(alone.samples), alone.repeats, alone.unlabelled_root) == (self.LABELLED, 1, None)
+
+    def test_photos_of_both_folders_are_read(self, tmp_path: Path) -> None:
+        for folder, level in (("own", 10), ("new", 200)):
+            (tmp_path / folder).mkdir()
+            Image.new("RGB", (8, 8), (level, level, level)).save(tmp_path / folder / "1.png")
+        samples = (Sample("1.png", 0, ""), Sample("1.png", UNLABELLED, ""))
+        dataset = PhotoDataset(tmp_path / "own", samples, Preprocessing(8), None, unlabelled_root=tmp_path / "new")
+        items = [dataset[ViewKey(position, -1, -1)] for position in range(2)]
+        assert [(int(item[0].mean()), item[1]) for item in items if item] == [(10, 0), (200, UNLABELLED)]

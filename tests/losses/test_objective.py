@@ -252,3 +252,54 @@ class TestWrongTeacher:
 def test_a_setting_out_of_range_is_reported(settings, message):
     with pytest.raises(ConfigError, match=message):
         objective_of("hybrid", **settings)
+
+
+class TestWithoutLabels:
+    """Half of the photos of an epoch have labels; of the four in this batch, the first and the last."""
+
+    def settings(self):
+        return {"label_smoothing": 0.1, "labelled_share": 0.5, "warmup": 0.0, "decay": "none"}
+
+    def test_each_term_is_the_mean_over_the_photos_that_have_it(self, batch):
+        batch["target"] = torch.tensor([0, -1, -1, 4])
+        terms = objective_of("hybrid", **self.settings())(**batch)
+        logits, teacher = batch["student_logits"], batch["teacher_logits"]
+        expected = 0.0
+        for row, label in ((0, 0), (3, 4)):
+            wanted = torch.full((5,), 0.1 / 5)
+            wanted[label] += 0.9
+            expected = expected - (wanted * logits[row].log_softmax(0)).sum() / 2
+        soft = (teacher / 4).softmax(1)
+        kd = 16 * (soft * ((teacher / 4).log_softmax(1) - (logits / 4).log_softmax(1))).sum(1).mean()
+        torch.testing.assert_close(terms["ce"], expected)
+        torch.testing.assert_close(terms["kd"], kd)
+        torch.testing.assert_close(terms["total"], 0.1 * expected + 0.9 * kd + 5.0 * terms["attention"])
+
+    def test_a_photo_without_a_label_learns_by_the_teacher_alone(self, batch):
+        batch["target"] = torch.tensor([0, -1, -1, 4])
+        objective_of("kd", w_ce=1.0, **self.settings())(**batch)["total"].backward()
+        logits, teacher = batch["student_logits"].detach(), batch["teacher_logits"].detach()
+        # The derivative of T^2 KL / B, with T = 4 and B = 4.
+        expected = 0.9 * 4 * ((logits / 4).softmax(1) - (teacher / 4).softmax(1)) / 4
+        torch.testing.assert_close(batch["student_logits"].grad[1:3], expected[1:3])
+
+    def test_a_batch_without_labels_has_a_cross_entropy_of_0_with_gradients(self, batch):
+        batch["target"] = torch.full((4,), -1)
+        terms = objective_of("ce", **self.settings())(**batch)
+        assert terms["ce"] == 0
+        terms["total"].backward()
+        assert torch.equal(batch["student_logits"].grad, torch.zeros(4, 5))
+
+    def test_the_mean_over_processes_is_the_value_of_the_whole_batch(self, batch):
+        target, logits = torch.tensor([0, 3, 2, -1]), batch["student_logits"]
+        whole, *parts = (
+            objective_of("ce", **self.settings())(logits[rows], {}, target[rows])["ce"]
+            for rows in (slice(0, 4), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4))
+        )
+        torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+    def test_labels_for_all_photos_give_the_ordinary_mean(self, batch):
+        whole = objective_of("ce", label_smoothing=0.1)(**batch)["ce"]
+        torch.testing.assert_close(
+            whole, torch.nn.functional.cross_entropy(batch["student_logits"], batch["target"], label_smoothing=0.1)
+        )

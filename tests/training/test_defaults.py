@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 from agridistill.config import distill_config, train_config
+from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.training.defaults import (
     EMBEDDED,
     LEAF_STUDENT,
@@ -148,6 +149,12 @@ def test_the_embedded_network_is_trained_alike_whether_named_or_chosen() -> None
 def test_the_situation_counts_the_photos_that_will_be_learnt_from(leaves: Path) -> None:
     situation = situation_of(leaves, {"data": {"labels": 0.5, "val_fraction": 0.25, "test_fraction": 0.25}})
     assert situation.photos == 24
+
+
+def test_photos_without_labels_count_so_that_the_run_has_as_many_views_in_all(leaves: Path, tmp_path: Path) -> None:
+    new = draw_leaves(tmp_path / "new" / "deep", leaves_per_class=10, shots_per_leaf=1, image_size=32).parent
+    alone, both = ({"data": {"labels": 0.5, **extra}} for extra in ({}, {"unlabelled": str(new)}))
+    assert situation_of(leaves, both).photos == situation_of(leaves, alone).photos + 60
 
 
 def test_the_student_of_few_photos_starts_from_leaf_weights_where_no_hub_has_better_ones() -> None:

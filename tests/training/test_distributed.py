@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.data.drawn_leaves import draw_leaves
+
 pytestmark = pytest.mark.slow
 
 # Layer norm alone: batch norm on a processor sees only its own process's share of a batch.
@@ -52,14 +54,17 @@ def cached(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "method"),
-    [((), "hybrid-hint"), (("-m", "torch.distributed.run", "--nproc-per-node=2"), "hybrid")],
-    ids=["own", "torchrun"],
+    ("launcher", "method", "others"),
+    [((), "hybrid-hint", 0), (("-m", "torch.distributed.run", "--nproc-per-node=2"), "hybrid", 10)],
+    ids=["own", "torchrun without labels"],
 )
 def test_two_processes_learn_what_one_learns(
-    leaves: Path, teacher_run: Path, tmp_path: Path, launcher: tuple[str, ...], method: str
+    leaves: Path, teacher_run: Path, tmp_path: Path, launcher: tuple[str, ...], method: str, others: int
 ) -> None:
-    named = ("--method", method, "--cache-dir")
+    named: tuple[str, ...] = ("--method", method, "--cache-dir")
+    if others:
+        new = draw_leaves(tmp_path / "new", leaves_per_class=others, shots_per_leaf=1, image_size=64, seed=1)
+        named = ("--unlabelled", str(new), *named)
     alone = run(leaves, teacher_run, tmp_path / "one", *named, str(tmp_path / "cache1"))
     both = run(
         leaves, teacher_run, tmp_path / "two", *named, str(tmp_path / "cache2"), "--devices=2", launcher=launcher

@@ -199,6 +199,10 @@ def distill(
         Option(help="Run the teacher once and store its outputs (not its features), or run it in every step."),
     ] = True,
     cache_dir: Annotated[Path | None, Option(help="Store the teacher's outputs here, not in its run folder.")] = None,
+    unlabelled: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Learn also from the photos without labels in this folder, by the teacher's terms."),
+    ] = None,
     int8: Annotated[
         bool | None,
         Option(
@@ -216,6 +220,7 @@ def distill(
     layout = run.layout()
     own: dict[tuple[str, str], Any] = {("distill", "model"): student, ("objective", "method"): method}
     own |= {("distill", "views"): views, ("distill", "int8"): int8}
+    own |= {("data", "unlabelled"): unlabelled.resolve() if unlabelled is not None else None}
     recipe, reason = run.recipe_for("distill", data, out, own, teacher)
     config = distill_config(recipe)
     fit = config.distill

@@ -35,6 +35,8 @@ SPLIT_NAMES = ("train", "val", "test")
 # labels, a folder was copied into another one, or photos show several diseases, which a classifier with one label per
 # photo cannot learn.
 MAX_CONFLICT_SHARE = 0.05
+UNLABELLED = -1
+"""The label of a photo without a label, which is in no data folder; see `data.unlabelled`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Sample:
     """A photo of a data folder, with its label and the id of the leaf that it shows."""
 
     path: str  # relative to the data folder, with forward slashes
-    label: int  # index into the class list
+    label: int  # index into the class list, or `UNLABELLED`
     leaf_id: str  # the same for all photos of one leaf; the path of the photo if its leaf is unknown
 
 

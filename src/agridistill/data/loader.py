@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from agridistill.data.folder import Sample
+from agridistill.data.folder import UNLABELLED, Sample
 from agridistill.data.views import Augmentation, KeptViews, SmallCopies, render_view, view_seed
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """A batch of B photos, before normalisation."""
 
     pixels: Tensor  # `(B, 3, H, W)` uint8 RGB, channels-last in memory
-    target: Tensor  # `(B,)` int64 labels
+    target: Tensor  # `(B,)` int64 labels; `UNLABELLED` for a photo without a label
     position: Tensor  # `(B,)` int64, number of each photo in its split
     view: Tensor  # `(B,)` int64, number of each view among the views of its photo; -1 for an unchanged photo
     seed: Tensor  # `(B,)` int64, seed of each view; -1 for an unchanged photo
@@ -64,6 +64,7 @@ class PhotoDataset(Dataset[Item | None]):
         preprocessing: gives the size of the model's input.
         augmentation: the settings of the views; None yields every photo unchanged.
         keep_views: draws each view only once and caches its pixels on the disk; see `KeptViews`.
+        unlabelled_root: the folder of the samples without a label, if there are any.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class PhotoDataset(Dataset[Item | None]):
         augmentation: Augmentation | None,
         *,
         keep_views: bool = False,
+        unlabelled_root: Path | None = None,
     ) -> None:
         self.samples = samples
         self.preprocessing = preprocessing
         self.augmentation = augmentation
-        self._photos = SmallCopies(root, preprocessing, augmentation)
-        self._kept = KeptViews(root, preprocessing, augmentation) if keep_views and augmentation is not None else None
+        roots = [root] if unlabelled_root is None else [root, unlabelled_root]
+        self._photos = [SmallCopies(each, preprocessing, augmentation) for each in roots]
+        keeps = keep_views and augmentation is not None
+        self._kept = [KeptViews(each, preprocessing, augmentation) for each in roots] if keeps and augmentation else []
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -87,20 +91,21 @@ class PhotoDataset(Dataset[Item | None]):
     def __getitem__(self, key: ViewKey) -> Item | None:
         """Returns the pixels, label and key of a view; None (with a warning) if the photo can no longer be read."""
         sample = self.samples[key.position]
+        folder = 1 if sample.label == UNLABELLED else 0
         try:
             if self.augmentation is None or key.seed < 0:
-                pixels = to_pixels(self._photos.read(sample.path), self.preprocessing)
+                pixels = to_pixels(self._photos[folder].read(sample.path), self.preprocessing)
                 return pixels, sample.label, ViewKey(key.position, -1, -1)
-            draw = partial(self._draw, sample.path, key.seed, self.augmentation)
-            pixels = self._kept.get(sample.path, key.seed, draw) if self._kept is not None else draw()
+            draw = partial(self._draw, folder, sample.path, key.seed, self.augmentation)
+            pixels = self._kept[folder].get(sample.path, key.seed, draw) if self._kept else draw()
             return pixels, sample.label, key
         except PhotoError as error:
             # All photos were checked before the run. If one has become unreadable, a long training must not fail.
             logger.warning("a photo has become unreadable and is left out of its batch: %s", error)
             return None
 
-    def _draw(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
-        return render_view(self._photos.read(path), seed, augmentation, self.preprocessing)
+    def _draw(self, folder: int, path: str, seed: int, augmentation: Augmentation) -> Pixels:
+        return render_view(self._photos[folder].read(path), seed, augmentation, self.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -108,21 +113,46 @@ class Viewing:
     """The training photos and the settings of their views, by which student and teacher get the same pixels."""
 
     root: Path  # the data folder
-    samples: Sequence[Sample]  # training photos, in the order of the split
-    fingerprint: str  # fingerprint of the data (`inspection.fingerprint`)
+    samples: Sequence[Sample]
+    """The photos of an epoch: `repeats` times the training photos in the order of the split, then those without labels.
+
+    A position is an index into this sequence.
+    """
+    fingerprint: str  # identifies the photos (`inspection.fingerprint`)
     preprocessing: Preprocessing  # that of the student
     augmentation: Augmentation
     views: int  # number of views of each photo, at least 1
     keep_views: bool = False  # draws each view once and caches its pixels (`views.KeptViews`); the pixels are the same
     seed: int = DISTILLATION_VIEWS  # seed of all views
+    unlabelled_root: Path | None = None  # folder of the photos without labels; None if there are none
+    repeats: int = 1  # how often `samples` has each photo with a label; each time it has other views
+
+    @cached_property
+    def labelled(self) -> int:
+        """Number of entries of `samples` with a label."""
+        return sum(sample.label != UNLABELLED for sample in self.samples)
 
     def key(self, view: int, position: int) -> ViewKey:
         """Returns the key of a view (number from 0) of the photo with this index in `samples`."""
-        return ViewKey(position, view, view_seed(self.seed, view, self.samples[position].path))
+        number = view
+        if self.repeats > 1 and position < self.labelled:
+            number = view * self.repeats + position // (self.labelled // self.repeats)
+        return ViewKey(position, view, view_seed(self.seed, number, self.samples[position].path))
 
     def dataset(self) -> PhotoDataset:
         """Returns a data set of these photos; its index is the result of `key`."""
-        return PhotoDataset(self.root, self.samples, self.preprocessing, self.augmentation, keep_views=self.keep_views)
+        return PhotoDataset(
+            self.root,
+            self.samples,
+            self.preprocessing,
+            self.augmentation,
+            keep_views=self.keep_views,
+            unlabelled_root=self.unlabelled_root,
+        )
+
+    def with_labels(self) -> Viewing:
+        """Returns the photos with labels alone, each once."""
+        return replace(self, samples=self.samples[: self.labelled // self.repeats], unlabelled_root=None, repeats=1)
 
 
 class ViewSampler(Sampler[ViewKey]):
@@ -131,6 +161,9 @@ class ViewSampler(Sampler[ViewKey]):
     An epoch uses each photo once, in its next view. A photo's first view is random; after the last view comes view 0.
     With `balance`, an epoch has the same number of items, but each class equally often: a photo of a rare class is used
     several times, in different views. Within a class, the numbers of uses of two photos differ by at most one.
+
+    Photos without labels are spread evenly, so that each batch has nearly the same number of them; `balance` concerns
+    only the others.
 
     The photos of a training step are divided between the processes, so that their number does not change the result.
     Lightning calls `set_epoch` before each epoch, also after a resume.
@@ -154,7 +187,8 @@ class ViewSampler(Sampler[ViewKey]):
         # Batch norm needs full batches. If there are fewer photos than a batch, they are used anyway.
         self.total = count - count % batch_size if count >= batch_size else count - count % world
         self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(viewing.views, size=count)
-        labels = np.array([sample.label for sample in viewing.samples])
+        self._labelled = viewing.labelled if viewing.labelled < count else self.total
+        labels = np.array([sample.label for sample in viewing.samples[: viewing.labelled]])
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balance else []
 
     def set_epoch(self, epoch: int) -> None:
@@ -168,11 +202,18 @@ class ViewSampler(Sampler[ViewKey]):
         rng = np.random.default_rng((self.seed, self.epoch))
         if self._classes:
             positions, turns = self._balanced()
-            order = rng.permutation(self.total)
+            order = rng.permutation(self._labelled)
             positions, turns = positions[order], turns[order]
         else:
-            positions = rng.permutation(len(self.viewing.samples))[: self.total]
-            turns = np.full(self.total, self.epoch)
+            positions = rng.permutation(self.viewing.labelled)[: self._labelled]
+            turns = np.full(self._labelled, self.epoch)
+        others = len(self.viewing.samples) - self.viewing.labelled
+        if others:
+            positions = np.concatenate([positions, self._labelled + rng.permutation(others)])
+            turns = np.concatenate([turns, np.full(others, self.epoch)])
+            places = [(np.arange(number) + rng.random(number)) / number for number in (self._labelled, others)]
+            order = np.argsort(np.concatenate(places))[: self.total]
+            positions, turns = positions[order], turns[order]
         for position, turn in zip(positions[self.rank :: self.world], turns[self.rank :: self.world], strict=True):
             yield self.viewing.key(int(turn + self._first[position]) % self.viewing.views, int(position))
 
@@ -180,10 +221,10 @@ class ViewSampler(Sampler[ViewKey]):
         """Returns the photos of a balanced epoch, class by class, and how often each was used before.
 
         The uses of a class are counted over all epochs. They go through all its photos, then start again in a new
-        order. If `total` cannot be divided by the number of classes, the classes get the remainder in turn.
+        order. If their number cannot be divided by that of the classes, the classes get the remainder in turn.
         """
         count = len(self._classes)
-        each, rest = divmod(self.total, count)
+        each, rest = divmod(self._labelled, count)
         positions: list[int] = []
         turns: list[int] = []
         for number, members in enumerate(self._classes):

@@ -26,7 +26,6 @@ from agridistill.data.inspection import (
     fingerprint,
     inspect_photos,
     looks_of,
-    phashes_of,
     usable_samples,
 )
 from agridistill.data.labels import FOLDERS, Layout, read_layout
@@ -34,6 +33,7 @@ from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, withou
 from agridistill.data.likeness import copy_groups, exact_groups, merge_groups
 from agridistill.data.split import Split, make_split, match_split, read_split, unnamed_photos, write_split
 from agridistill.data.structure import alike_in_words
+from agridistill.data.unlabelled import UnlabelledPhotos
 from agridistill.errors import DataError
 from agridistill.photo_files import how_to_read, passed_over
 from agridistill.progress import ProgressCallback, silent
@@ -56,10 +56,11 @@ class PreparedData:
     fingerprint: str  # sha256 over paths, labels and contents of the readable photos
     split: Split
     cut: frozenset[str] = frozenset()  # the parts that were made by fractions and seed, not given by a file or folders
-    phashes: Mapping[str, int] = field(default_factory=dict)  # 64-bit perceptual hashes by `Sample.path`
+    inspection: Inspection = field(default_factory=dict)  # the records of all photos
     layout: Layout = FOLDERS
     conflicting: tuple[tuple[str, ...], ...] = ()  # groups of copies of one photo under several labels
     alike_names: tuple[tuple[str, ...], ...] = ()  # see `PhotoFolder.alike_names`
+    unlabelled: UnlabelledPhotos | None = None  # photos of another folder, for a teacher's terms only
 
     def report(self, *, conflicts: float, option: str) -> None:
         """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
@@ -166,13 +167,15 @@ def prepare_data(
     return PreparedData(
         root=root,
         classes=folder.classes,
-        **parts,
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
         skipped=skipped,
         non_photo_files=folder.non_photo_files,
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
         cut=cut,
-        phashes=phashes_of(samples, inspection),
+        inspection=inspection,
         layout=layout,
         conflicting=_conflicting([sample for part in parts.values() for sample in part], inspection),
         alike_names=folder.alike_names,

@@ -210,6 +210,7 @@ def write_split(
     val_fraction: float | None,
     test_fraction: float | None,
     fingerprint: str,
+    unlabelled: Sequence[str] | None = None,
 ) -> None:
     """Writes a split to a JSON file atomically.
 
@@ -220,10 +221,11 @@ def write_split(
         val_fraction: the share of each class's photos in val; None if val was given.
         test_fraction: the share of each class's photos in test; None if test was given.
         fingerprint: the result of `inspection.fingerprint` for the data.
+        unlabelled: the photos without labels of a run, relative to their own folder; None without any.
     """
     made_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     document = {"format_version": FORMAT_VERSION, **made_by, "data_fingerprint": fingerprint, "splits": asdict(split)}
-    write_json(path, document)
+    write_json(path, document if unlabelled is None else {**document, "unlabelled": list(unlabelled)})
 
 
 def read_split(path: Path) -> Split:

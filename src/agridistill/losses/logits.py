@@ -10,17 +10,30 @@ from torch import Tensor, nn
 
 # Deviations below this are rounding errors of equal values, which must not be scaled up.
 _MIN_DEVIATION = 1e-7
+# The target of a photo without a label, as in `data.folder`.
+_UNLABELLED = -1
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Computes the cross entropy with the labels as the mean over the batch, a float32 scalar.
+def cross_entropy_loss(
+    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, *, labelled_share: float = 1.0
+) -> Tensor:
+    """Computes the cross entropy with the labels as the mean over the photos with labels, a float32 scalar.
+
+    It divides by the number of labels that a batch of this size has on average, not by its own: then each label has
+    the same weight in every batch and process, and a batch without labels gives 0 with a gradient of 0.
 
     Args:
         logits: `(B, K)`, any floating type.
-        target: class indices `(B,)` in [0, K), or class probabilities `(B, K)`.
+        target: class indices `(B,)` in [0, K), or -1 for a photo without a label; or class probabilities `(B, K)`.
         label_smoothing: share in [0, 1) of the target that is spread evenly over all classes.
+        labelled_share: share of photos with labels among the photos of an epoch, above 0; with 1, all have one.
     """
-    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    if labelled_share == 1:
+        return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    total = F.cross_entropy(
+        logits.float(), target, label_smoothing=label_smoothing, ignore_index=_UNLABELLED, reduction="sum"
+    )
+    return total / (labelled_share * len(target))
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

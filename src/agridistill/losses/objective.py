@@ -81,6 +81,7 @@ class DistillationObjective(nn.Module):
         hint_share: share of the training, in (0, 1), that the first stage takes.
         temperature: temperature T > 0 of the class probabilities; None means the method's.
         label_smoothing: label smoothing of the cross entropy, in [0, 1).
+        labelled_share: share of photos with labels, in (0, 1]; see `cross_entropy_loss`.
         pairs: the pairs of stages whose attention or feature maps are compared.
         student_channels: number of channels of the student's features by stride; needed for alignment "learned" and for
             `w_hint` > 0.
@@ -108,6 +109,7 @@ class DistillationObjective(nn.Module):
         hint_share: float = 0.25,
         temperature: float | None = None,
         label_smoothing: float = 0.0,
+        labelled_share: float = 1.0,
         pairs: Sequence[StagePair] = (),
         student_channels: Mapping[int, int] | None = None,
         teacher_channels: Mapping[int, int] | None = None,
@@ -120,7 +122,7 @@ class DistillationObjective(nn.Module):
         super().__init__()
         self.method = method
         self.weights = method.weights({"w_ce": w_ce, "w_kd": w_kd, "w_att": w_att, "w_hint": w_hint})
-        self.hint_share, self.label_smoothing = hint_share, label_smoothing
+        self.hint_share, self.label_smoothing, self.labelled_share = hint_share, label_smoothing, labelled_share
         self.temperature = method.temperature if temperature is None else temperature
         attends, hints = self.weights["w_att"] > 0, self.weights["w_hint"] > 0
         self.pairs = tuple(pairs) if attends or hints else ()
@@ -163,7 +165,8 @@ class DistillationObjective(nn.Module):
         Args:
             student_logits: `(B, K)`.
             student_features: `(B, C, H, W)` by stride, for the student's strides in `pairs`.
-            target: class indices `(B,)`, or class probabilities `(B, K)` if the method accepts them.
+            target: class indices `(B,)`, -1 for photos without labels, or class probabilities `(B, K)`, if the method
+                accepts them.
             teacher_logits: `(B, K)`; needed if `w_kd` > 0.
             teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed if `w_att` > 0.
             teacher_features: `(B, C, H, W)` by stride; needed in the first stage.
@@ -179,7 +182,7 @@ class DistillationObjective(nn.Module):
         """
         weights, method = self.weights, self.method
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
-            ce = cross_entropy_loss(student_logits, target, self.label_smoothing)
+            ce = cross_entropy_loss(student_logits, target, self.label_smoothing, labelled_share=self.labelled_share)
             terms = {"ce": ce if weights["w_ce"] > 0 else ce.detach()}
             total = weights["w_ce"] * terms["ce"]
             if method.logits and weights["w_kd"] > 0:

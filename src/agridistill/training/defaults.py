@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.unlabelled import list_unlabelled
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
 from agridistill.models import LEAF, LEAF_WEIGHTS, hub_reachable, packaged
@@ -44,7 +45,7 @@ Recipe = dict[str, dict[str, Any]]
 class Situation:
     """The facts about photos, hardware and installation by which `choose` selects a network and settings."""
 
-    photos: int  # number of training photos
+    photos: int  # number of training photos, with those without labels
     gpu: bool
     packaged: bool  # whether the weights of EMBEDDED are installed
     hub: Callable[[], bool]  # returns whether the model hub answers; called only if the choice depends on it
@@ -83,9 +84,12 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout
         photos = sum(part == "train" for part in folder.given_split.values())
     else:
         photos = round((1 - held_out) * len(folder.samples))
+    photos = max(1, round(labels * photos))
+    if settings.get("unlabelled") is not None:
+        photos += len(list_unlabelled(Path(settings["unlabelled"]))[0])
     weights, gpu = packaged(EMBEDDED), torch.cuda.is_available()
     return Situation(
-        photos=max(1, round(labels * photos)),
+        photos=photos,
         gpu=gpu,
         packaged=weights is not None and weights.is_installed,
         hub=hub_reachable,

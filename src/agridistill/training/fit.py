@@ -15,8 +15,10 @@ import lightning
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
+from agridistill.data.inspection import phashes_of
 from agridistill.data.likeness import read_learnt, write_learnt
 from agridistill.data.split import write_split
+from agridistill.data.unlabelled import UnlabelledPhotos
 from agridistill.data.views import SPARE_BYTES, KeptViews
 from agridistill.errors import DataError, RunError
 from agridistill.evaluation.calibration import familiarity_of, fit_answering
@@ -109,11 +111,11 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
         for callback in (best, log):
             callback.load_state_dict(saved["callbacks"][callback.state_key])
         return _complete(plan, best, log)
-    callbacks: list[Callback] = [SameEverywhere({"photos": prepared.fingerprint, "recipe": asdict(plan.config)})]
+    callbacks: list[Callback] = [SameEverywhere({"photos": plan.viewing.fingerprint, "recipe": asdict(plan.config)})]
     if isinstance(parts.teacher, CachedTeacher):
         callbacks.append(BuildCache(parts.teacher, parts.datamodule.workers))
     if fit.head_first and saved is None:
-        callbacks.append(FitHead(plan.viewing, workers=parts.datamodule.workers, balance=fit.balance))
+        callbacks.append(FitHead(plan.viewing.with_labels(), workers=parts.datamodule.workers, balance=fit.balance))
     average = [AveragedWeights(fit.ema)] if fit.ema else []
     trainer = create_trainer(fit, folder, [*callbacks, best, *average, log])
     closed = contextlib.closing(parts.teacher) if isinstance(parts.teacher, CachedTeacher) else contextlib.nullcontext()
@@ -150,6 +152,7 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
             "data_fingerprint": prepared.fingerprint,
             "start": folder.read_environment()["start"],
             **({"teacher_sha256": plan.teacher_sha256} if plan.teacher else {}),
+            **({"unlabelled": _described(prepared.unlabelled)} if prepared.unlabelled else {}),
         },
     )
     network = network_of(manifest, folder.path)
@@ -164,8 +167,9 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
     # The model has also learnt from the photos of its teacher, and of the run that it started from.
     parents = [run for run in (plan.teacher, run_of(plan.weights) if plan.weights else None) if run]
     inherited = [read_learnt(run.learnt, read_manifest(run.manifest)) for run in parents if run.manifest.exists()]
-    phashes = (prepared.phashes[sample.path] for sample in (*prepared.train, *prepared.val))
-    write_learnt(folder.learnt, prepared.fingerprint, phashes, filter(None, inherited))
+    phashes = phashes_of((*prepared.train, *prepared.val), prepared.inspection)
+    others = prepared.unlabelled.phashes if prepared.unlabelled else {}
+    write_learnt(folder.learnt, prepared.fingerprint, (*phashes.values(), *others.values()), filter(None, inherited))
     # Write the manifest only now, calibrated: a folder with a manifest counts as a usable model.
     manifest.write(folder.manifest)
     cost = complexity(network, manifest.preprocessing.image_size)
@@ -182,7 +186,7 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
 def _write_start(plan: RunPlan) -> None:
     """Writes environment, split and recipe, in this order: a folder with a recipe counts as a run to resume."""
     fit, prepared, folder, data = plan.fit, plan.prepared, plan.folder, plan.config.data
-    labels = Counter(sample.label for sample in prepared.train)
+    labels, others = Counter(sample.label for sample in prepared.train), prepared.unlabelled
     folder.write_environment(
         {
             "seed": fit.seed,
@@ -196,6 +200,12 @@ def _write_start(plan: RunPlan) -> None:
             "teacher_sha256": plan.teacher_sha256,
             "layout": prepared.layout.to_json(),
             "train_photos": {name: labels[label] for label, name in enumerate(prepared.classes)},
+            "unlabelled": (
+                {"folder": str(others.root.resolve()), "skipped": [list(item) for item in others.skipped]}
+                | _described(others)
+                if others
+                else None
+            ),
         }
     )
     write_split(
@@ -205,8 +215,13 @@ def _write_start(plan: RunPlan) -> None:
         val_fraction=data.val_fraction if "val" in prepared.cut else None,
         test_fraction=data.test_fraction if "test" in prepared.cut else None,
         fingerprint=prepared.fingerprint,
+        unlabelled=[sample.path for sample in others.samples] if others else None,
     )
     folder.write_recipe(plan.config)
+
+
+def _described(others: UnlabelledPhotos) -> dict[str, Any]:
+    return {"photos": len(others.samples), "fingerprint": others.fingerprint}
 
 
 def _warn_about_kept_views(plan: RunPlan) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from agridistill.data.loader import DISTILLATION_VIEWS, PhotoDataModule, Viewing, default_workers
 from agridistill.data.prepare import PreparedData
+from agridistill.data.unlabelled import repeats_for
 from agridistill.errors import ConfigError, ModelError
 from agridistill.evaluation.calibration import representative_batches
 from agridistill.losses import DistillationObjective, StagePair, get_method
@@ -70,15 +71,26 @@ class RunPlan:
         they share one cache of the teacher's outputs.
         """
         data, student = self.config.data, isinstance(self.config, DistillConfig)
+        train, others, fingerprint, repeats = (
+            self.prepared.train,
+            self.prepared.unlabelled,
+            self.prepared.fingerprint,
+            1,
+        )
+        if others is not None:
+            repeats = repeats_for(len(train), len(others.samples), data.labelled_share)
+            fingerprint = f"{fingerprint} {others.fingerprint}"
         return Viewing(
             self.prepared.root,
-            self.prepared.train,
-            self.prepared.fingerprint,
+            (*(repeats * train), *(others.samples if others else ())),
+            fingerprint,
             Preprocessing(data.image_size, data.resize, *_starting_normalisation(self)),
             self.config.augmentation,
             views=self.fit.views_of_each_photo(student=student),
             keep_views=self.fit.keep_views,
             seed=DISTILLATION_VIEWS if student else self.fit.seed,
+            unlabelled_root=others.root if others else None,
+            repeats=repeats,
         )
 
     @property
@@ -292,6 +304,7 @@ def _objective(plan: RunPlan, model: nn.Module, teacher: TeacherSource | None) -
         hint_share=settings.hint_share,
         temperature=settings.temperature,
         label_smoothing=plan.fit.label_smoothing,
+        labelled_share=plan.viewing.labelled / len(plan.viewing.samples),
         pairs=pairs,
         student_channels=student_channels,
         teacher_channels=teacher.feature_counts() if teacher is not None else {},

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.folder import SPLIT_NAMES, Sample, require_outside
+from agridistill.data.inspection import turned_phashes_of
 from agridistill.data.labels import FOLDERS, Layout
+from agridistill.data.likeness import read_learnt
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data, warn_of_shared_leaves
 from agridistill.data.split import Split, labelled_share, read_split
+from agridistill.data.unlabelled import find_unlabelled, list_unlabelled
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
@@ -149,6 +152,31 @@ def _require_startable(request: _Request, config: Config) -> None:
                 "choose another --out",
             )
     require_known_model(fit.model)
+    if config.data.unlabelled is not None:
+        _require_use_of_unlabelled(config)
+        list_unlabelled(Path(config.data.unlabelled))
+
+
+def _require_use_of_unlabelled(config: Config) -> None:
+    """Checks that photos without labels can take part in a training.
+
+    Raises:
+        ConfigError: no term of the objective uses them, or a term or mixup needs a label for each photo.
+    """
+    objective, fit = config.objective, config.fit
+    if not objective.needs_teacher or objective.method == "dkd":
+        why = "needs one label for each photo" if objective.method == "dkd" else "learns only from labels"
+        raise ConfigError(
+            "a method that learns from a teacher without labels, because of --unlabelled",
+            f"'{objective.method}', which {why}",
+            "pass --method kd, or leave --unlabelled out",
+        )
+    if fit.mixup or fit.cutmix:
+        raise ConfigError(
+            "mixup = 0 and cutmix = 0 with --unlabelled, because photos without labels have no label to mix",
+            f"mixup = {fit.mixup}, cutmix = {fit.cutmix}",
+            "set both to 0",
+        )
 
 
 def _prepare(request: _Request, config: Config) -> PreparedData:
@@ -170,8 +198,20 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
-        return prepared
-    return inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
+    else:
+        prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
+    if settings.unlabelled is not None:
+        unlabelled = find_unlabelled(
+            Path(settings.unlabelled),
+            {name: getattr(prepared, name) for name in SPLIT_NAMES},
+            prepared.inspection,
+            only=folder.read_unlabelled() if resume else (),
+            progress=request.progress,
+        )
+        prepared = replace(prepared, unlabelled=unlabelled)
+    if resume:
+        folder.require_same_unlabelled(prepared.unlabelled.fingerprint if prepared.unlabelled else None)
+    return prepared
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
@@ -208,7 +248,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
             break
     for name, run in parents.items():
         if name != inherited:
-            _warn_about_overlap(prepared, read_split(run.splits), name)
+            _warn_about_overlap(prepared, run, name)
     if labelled:
         return prepared
     train, val = (
@@ -262,10 +302,14 @@ def _divided(prepared: PreparedData, parts: Mapping[str, Sequence[Sample]], cut:
     return replace(prepared, **samples, split=split, cut=cut)
 
 
-def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None:
+def _warn_about_overlap(prepared: PreparedData, run: RunFolder, name: str) -> None:
     # Compare class and file name only, because the photos may have been moved into train, val and test folders.
-    learnt = {Path(path).parts[-2:] for path in split.train}
+    learnt = {Path(path).parts[-2:] for path in read_split(run.splits).train}
     overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
+    # Photos that the run had without labels have other names.
+    known = read_learnt(run.learnt, read_manifest(run.manifest)) if run.read_unlabelled() else None
+    if known is not None:
+        overlap = max(overlap, known.count(turned_phashes_of(prepared.test, prepared.inspection).values()))
     if overlap:
         logger.warning(
             "%s was trained on %d of the %d test photos of this run (or on photos with the same class and file name): "

@@ -28,7 +28,7 @@ from agridistill.training.settings import DistillConfig, TrainConfig
 from agridistill.version import __version__
 
 # Settings that a resume may change, because they do not change the result.
-MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
+MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes", "unlabelled"})
 # What other code reads from environment.json.
 ENVIRONMENT_KEYS = ("data", "data_fingerprint", "layout", "normalisation", "skipped", "start", "teacher_sha256")
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
@@ -151,6 +151,36 @@ class RunFolder:
         """
         if self.read_environment()["data_fingerprint"] != fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
+
+    def read_unlabelled(self) -> tuple[str, ...]:
+        """Returns the sorted paths of the run's photos without labels, relative to their folder; () without any.
+
+        Raises:
+            RunError: the file of the split is missing or damaged.
+        """
+        try:
+            return tuple(map(str, json.loads(self.splits.read_text(encoding="utf-8")).get("unlabelled", ())))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise RunError(
+                "the split of a run", f"a missing or damaged '{self.splits}' ({error})", "start a new run"
+            ) from None
+
+    def require_same_unlabelled(self, fingerprint: str | None) -> None:
+        """Checks that a resumed run has the photos without labels with which it started.
+
+        `fingerprint` is that of the photos that it has now; None without any.
+
+        Raises:
+            RunError: the fingerprint differs.
+        """
+        stored = self.read_environment().get("unlabelled")  # absent in runs of earlier versions
+        if (stored["fingerprint"] if stored else None) != fingerprint:
+            expected = f"{stored['photos']} from '{stored['folder']}'" if stored else "none"
+            raise RunError(
+                f"the photos without labels that the run started with ({expected})",
+                "others" if fingerprint else "none",
+                f"{'pass them as' if stored else 'leave out'} --unlabelled, or start a new run",
+            )
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished.

@@ -36,6 +36,10 @@ class DataSettings:
         labels: share of each class's training and validation photos that is used. A smaller share is a subset of a
             larger one. The test split is always complete.
         conflicts: largest accepted share of photos that have copies, also flipped, turned or scaled, with other labels.
+        unlabelled: a folder of photos without labels, from which a student learns by all terms but the cross entropy.
+            An epoch uses each of them once. Those that show a validation or test leaf are left out.
+        labelled_share: smallest share of photos with labels in an epoch with `unlabelled` photos; they are repeated, in
+            different views, until they reach it. None means a quarter.
     """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
@@ -45,6 +49,8 @@ class DataSettings:
     split_seed: Annotated[int, Field(ge=0)] = 0
     labels: Annotated[float, Field(gt=0, le=1)] = 1.0
     conflicts: Annotated[float, Field(ge=0, le=1)] = MAX_CONFLICT_SHARE
+    unlabelled: str | None = None
+    labelled_share: InnerShare | None = None
 
     def __post_init__(self) -> None:
         held_out = self.val_fraction + self.test_fraction

@@ -1,0 +1,188 @@
+"""What photos without labels bring: 10 labelled photos of each class, the rest without, five leaf-disjoint folds.
+
+    python benchmarks/unlabelled_study.py PHOTOS RUNS docs/results/black-gram-unlabelled.json
+
+The leaf groups are dealt into folds. In each round, one fold is the test, which nothing learns from. The labelled
+photos (8 a class to train, 2 to validate) come from the next fold, so that the rounds have other ones; all other photos
+of the four folds have no labels. A teacher is fine-tuned on the labelled photos by the default `agridistill train`; all
+students have the same number of steps. `pseudo` is `ce` with the teacher's classes as the labels of the photos without
+one. What is finished in RUNS is not repeated. A difference is paired by round; its interval is Student's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from few_photos import link, shuffled_leaves
+from scipy.stats import t as student_t
+
+from agridistill import distill, load, train
+from agridistill.data.unlabelled import repeats_for
+from agridistill.training.settings import MAX_VIEWS
+
+FOLDS, TRAIN, VAL, BATCH = 5, 8, 2, 16
+EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
+SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
+MAIN = ("ce", "hybrid", "hybrid-unlabelled")
+ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN))
+# (first, second): the difference first - second is reported.
+PAIRS = (
+    ("hybrid-unlabelled", "hybrid"),
+    ("hybrid-unlabelled", "ce"),
+    ("hybrid-unlabelled", "pseudo"),
+    ("hybrid-unlabelled", "kd-unlabelled"),
+    ("kd-unlabelled", "kd"),
+    ("hybrid", "ce"),
+    ("pseudo", "ce"),
+    (f"{SCRATCH}hybrid-unlabelled", f"{SCRATCH}hybrid"),
+    (f"{SCRATCH}hybrid-unlabelled", f"{SCRATCH}ce"),
+)
+RECIPE = {
+    "data": {"image_size": 128},
+    "distill": {
+        "model": "mobilenetv3_large_100",
+        "weights": "leaf",
+        "batch_size": BATCH,
+        "lr": 5e-4,
+        "layer_decay": 0.9,
+        "head_first": True,
+        "freeze_norm": True,
+    },
+}
+RANDOM_START = {
+    "distill": {"model": "mobilenetv3_large_100", "pretrained": False, "batch_size": BATCH, "lr": 2e-3},
+    "data": RECIPE["data"],
+}
+
+
+def deal(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
+    """Links the photos of a round to `out/photos/train`, `val` and `test` and to `out/unlabelled`; returns the counts.
+
+    In `out/pseudo` there are the same labelled photos, those to train repeated as `--unlabelled` repeats them.
+    """
+    sizes: dict[int, Counter[int]] = defaultdict(Counter)  # class -> fold -> photos
+    dealt: dict[str, list[Any]] = defaultdict(list)
+    taken: Counter[tuple[str, int]] = Counter()
+    for members in shuffled_leaves(photos, seed=0):  # the same order in each round
+        label, number = members[0].label, len(members)
+        own = min(range(FOLDS), key=lambda fold: (sizes[label][fold], fold))
+        sizes[label][own] += number
+        part = "test" if own == test_fold else "unlabelled"
+        if own == (test_fold + 1) % FOLDS and all(member.label == label for member in members):
+            room = {"train": TRAIN, "val": VAL}
+            part = next((p for p in room if taken[p, label] + number <= room[p]), part)
+            taken[part, label] += number
+        dealt[part] += members
+    for part, members in dealt.items():
+        link(photos, members, out / "unlabelled" if part == "unlabelled" else out / "photos" / part)
+        if part in ("val", "test"):
+            link(photos, members, out / "pseudo" / part)
+    for again in range(repeats_for(len(dealt["train"]), len(dealt["unlabelled"]))):
+        for member in dealt["train"]:
+            file = out / "pseudo" / "train" / Path(member.path).parent / f"labelled{again}_{Path(member.path).name}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.symlink_to((photos / member.path).resolve())
+    return {part: len(members) for part, members in dealt.items()}
+
+
+def add_pseudo_labels(folder: Path) -> float:
+    """Links the photos without labels to the folders of the teacher's classes; returns how many of these are right."""
+    photos = sorted(path for path in (folder / "unlabelled").rglob("*") if path.is_file())
+    right = 0
+    for photo, result in zip(photos, load(folder / "teacher").predict_many(photos), strict=True):
+        assert result.prediction is not None  # noqa: S101 - every photo of the study is readable
+        label = result.prediction.label
+        right += photo.parent.name == label
+        target = folder / "pseudo" / "train" / label / f"pseudo_{photo.parent.name}_{photo.name}"
+        if not target.exists():
+            target.symlink_to(photo.resolve())
+    return right / len(photos)
+
+
+def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str], many_epochs: int) -> dict[str, Any]:
+    """One round: dealt, its teacher and its students trained, or read where it is finished."""
+    counted, teacher = folder / "counts.json", folder / "teacher"
+    if not counted.exists():
+        for begun in ("photos", "pseudo", "unlabelled"):
+            shutil.rmtree(folder / begun, ignore_errors=True)
+        counted.write_text(json.dumps(deal(photos, folder, test_fold)))
+    counts = json.loads(counted.read_text())
+    known = train(folder / "photos", teacher, seed=test_fold, resume=(teacher / "recipe.toml").exists())
+    repeats = repeats_for(counts["train"], counts["unlabelled"])
+    # Steps in an epoch of the labelled photos alone, and of all photos.
+    few, many = counts["train"] // BATCH, (counts["train"] * repeats + counts["unlabelled"]) // BATCH
+    found: dict[str, Any] = {"fold": test_fold, "photos": counts, "teacher": known.evaluation.accuracy}
+    found |= {"accuracy": {}, "train_s": {}, "steps": {}}
+    if "pseudo" in arms:
+        found["pseudo_labels_right"] = add_pseudo_labels(folder)
+    for arm in arms:
+        is_large = arm == "pseudo" or arm.endswith("-unlabelled")
+        epochs = many_epochs if is_large else round(many_epochs * many / few)
+        # As many views of a labelled photo in all arms.
+        views = min(many_epochs, MAX_VIEWS) * (1 if is_large else repeats)
+        method = "ce" if arm == "pseudo" else arm.removeprefix(SCRATCH).removesuffix("-unlabelled")
+        run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
+        extra = {"data.unlabelled": str(folder / "unlabelled")} if arm.endswith("-unlabelled") else {}
+        result = distill(
+            folder / ("pseudo" if arm == "pseudo" else "photos"),
+            None if method == "ce" else teacher,
+            run,
+            RANDOM_START if arm.startswith(SCRATCH) else RECIPE,
+            resume=(run / "recipe.toml").exists(),
+            **{"seed": test_fold, "epochs": epochs, "views": views, "objective.method": method, **extra},
+        )
+        found["accuracy"][arm], found["train_s"][arm] = result.evaluation.accuracy, result.train_s
+        found["steps"][arm] = epochs * (many if is_large else few)
+    return found
+
+
+def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the rounds, and differences in points with 95 % intervals (None with one round)."""
+    accuracy = {arm: np.array([each["accuracy"][arm] for each in rounds]) for arm in rounds[0]["accuracy"]}
+    accuracy["teacher"] = np.array([each["teacher"] for each in rounds])
+    differences = {}
+    for first, second in PAIRS:
+        if first in accuracy and second in accuracy:
+            values = 100 * (accuracy[first] - accuracy[second])
+            mean, interval = float(values.mean()), None
+            if len(values) > 1:
+                half = float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+                interval = [mean - half, mean + half]
+            differences[f"{first} - {second}"] = {"points": mean, "ci95": interval}
+    means = {
+        arm: {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
+        for arm, values in accuracy.items()
+    }
+    return {"accuracy": means, "differences": differences}
+
+
+def main() -> None:
+    """Runs the rounds and writes them with their summary after each one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs over the photos without labels")
+    parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), choices=range(FOLDS))
+    arguments = parser.parse_args()
+    rounds = []
+    for fold in arguments.folds:
+        folder = arguments.runs / f"fold-{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs))
+        print(json.dumps(rounds[-1]), flush=True)
+        document = {"cores": os.cpu_count(), "epochs": arguments.epochs, "summary": summary(rounds), "rounds": rounds}
+        arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
