@@ -6,6 +6,7 @@ Run it after a change of `preprocess`, `runtime.verdict` or `edge.alerts.rules`:
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
 from pathlib import Path
@@ -96,6 +97,21 @@ def reduced() -> list[dict[str, Any]]:
     return cases
 
 
+def jpegs() -> list[dict[str, Any]]:
+    """Small JPEGs, one with another JPEG in its EXIF, and the sizes that they are stored in."""
+    image, exif = Image.fromarray(leaf(40, 7, height=24)), Image.Exif()
+    thumbnail, cases = io.BytesIO(), []
+    image.resize((10, 6)).save(thumbnail, "JPEG")
+    exif[0x9286] = thumbnail.getvalue()  # a comment of the user
+    forms = {"baseline": {}, "progressive": {"progressive": True}, "JPEG in EXIF": {"exif": exif.tobytes()}}
+    for name, options in forms.items():
+        held = io.BytesIO()
+        image.save(held, "JPEG", quality=30, **options)
+        file = base64.b64encode(held.getvalue()).decode()
+        cases.append({"name": name, "file": file, "size": [image.width, image.height]})
+    return cases
+
+
 def judged() -> dict[str, Any]:
     """Quality words, figures and scores of drawn photos."""
     fine = np.random.default_rng(9).integers(0, 256, (72, 72, 3))
@@ -164,6 +180,7 @@ def main() -> None:
         "resized": resized(),
         "boxes": boxes(),
         "reduced": reduced(),
+        "jpegs": jpegs(),
         "judged": judged(),
         "classes": _CLASSES,
         "plants": plants(),
