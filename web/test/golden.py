@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from agridistill.colour import coloured
 from agridistill.edge.alerts.rules import PlotHealth, ill_classes, is_healthy
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import softmax, to_pixels
@@ -112,6 +113,20 @@ def jpegs() -> list[dict[str, Any]]:
     return cases
 
 
+def maps() -> list[dict[str, Any]]:
+    """Attention maps as an artefact gives them, `(1, H, W)` with largest value 1, and their colours."""
+    random = np.random.default_rng(12)
+    cases = []
+    for height, width in ((7, 7), (4, 6)):
+        values = random.random((1, height, width), np.float32) ** 2
+        values /= values.max()
+        scaled = (values[0] - values.min()) / (values.max() - values.min())
+        cases.append(
+            {"shape": list(values.shape), "values": values.ravel().tolist(), "colours": packed(coloured(scaled))}
+        )
+    return cases
+
+
 def judged() -> dict[str, Any]:
     """Quality words, figures and scores of drawn photos."""
     fine = np.random.default_rng(9).integers(0, 256, (72, 72, 3))
@@ -181,6 +196,7 @@ def main() -> None:
         "boxes": boxes(),
         "reduced": reduced(),
         "jpegs": jpegs(),
+        "maps": maps(),
         "judged": judged(),
         "classes": _CLASSES,
         "plants": plants(),
