@@ -7,7 +7,7 @@
 
 import { decodedSmaller, jpegFactor } from "./jpeg";
 import type { Manifest, Preprocessing } from "./manifest";
-import { reduced, resample, STRIP_ROWS, whole, type Box, type Pixels, type Rows } from "./resample";
+import { reduced, resample, stripRows, whole, type Box, type Pixels, type Rows } from "./resample";
 
 /** A JPEG is decoded at no less than twice the size of the input. */
 const SPARE = 2;
@@ -107,7 +107,7 @@ export function softmax(logits: ArrayLike<number>, { temperature }: Pick<Manifes
 /** Reads strips, because some phones refuse a canvas of the size of their own photos. */
 function rowsOf(source: ImageBitmap | VideoFrame): Rows {
   const [width, height] = "width" in source ? [source.width, source.height] : [source.displayWidth, source.displayHeight];
-  const context = strip(width, Math.min(STRIP_ROWS, height));
+  const context = strip(width, Math.min(stripRows(width), height));
   context.imageSmoothingEnabled = false;
   return {
     width,
