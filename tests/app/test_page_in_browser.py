@@ -21,6 +21,8 @@ from PIL import Image
 from tests.app.interrupted import Version, seen_version, versions
 from tests.app.phone import ENGINE, LITERT, Phone, SlowServer, decoded_view, serving, wait_for
 from tests.app.photo_forms import forms, stored
+from tests.edge.looks import filled_history, state
+from tests.edge.looks import serving as device_page
 from tests.needs import chromium
 
 import agridistill
@@ -212,6 +214,31 @@ def test_without_a_network_the_page_starts_and_answers(browser: Any, site: Site,
             assert offline["probabilities"] == pytest.approx(online["probabilities"], abs=1e-6)
         assert all(entry.startswith(server.address) for entry in phone.asked if not _is_inside(entry))
         context.close()
+
+
+@pytest.mark.parametrize("token", [None, "a-token-of-some-length"])
+def test_the_page_works_below_the_page_of_a_device(
+    browser: Any, site: Site, leaf: Image.Image, tmp_path: Path, token: str | None
+) -> None:
+    photo, _ = stored(leaf)
+    context = browser.new_context()
+    phone = Phone.of(context.new_page())
+    with filled_history(tmp_path / "history.sqlite") as history:
+        with device_page(history, state, token=token, app=site.out) as device:
+            phone.page.goto(device.address)
+            if token:
+                phone.page.get_by_label("Token").fill(token)
+                phone.page.get_by_role("button").click()
+            phone.page.get_by_role("link", name="phone page").click()
+            phone.page.wait_for_url("**/app/")
+            phone.engine()
+            online = phone.see(photo)
+            phone.wait_until_installed()
+        phone.page.reload()
+        phone.engine()
+        assert phone.see(photo)["label"] == online["label"]
+    assert [each for each in phone.complaints if "401" not in each] == []
+    context.close()
 
 
 def _is_inside(url: str) -> bool:
