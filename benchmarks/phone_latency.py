@@ -32,6 +32,11 @@ MOST_RATIO, WARM_UP, MOST_GROWTH = 2.5, 5, 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+def engine_for(model: str) -> str:
+    """The engine of `predict` that is of the same family as the page's."""
+    return "litert" if model.endswith(".tflite") else "onnxruntime"
+
+
 def large(photo: Path) -> bytes:
     with Image.open(photo) as image:
         return stored(shaped(scaled(image.convert("RGB"), 3000 / image.height), 4 / 3))[0]
@@ -91,7 +96,7 @@ def main() -> int:
     scanned = scan(given.photos)
     paths = [given.photos / sample.path for sample in scanned.samples[:: max(1, len(scanned.samples) // given.many)]]
     few = paths[:: max(1, len(paths) // given.count)][: given.count]
-    predictor = agridistill.load(given.model, engine="onnxruntime", threads=1)
+    predictor = agridistill.load(given.model, engine=engine_for(given.model), threads=1)
     with (
         tempfile.TemporaryDirectory() as profile,
         sync_playwright() as playwright,
@@ -112,6 +117,7 @@ def main() -> int:
     growth = float(np.mean([each["mb"] for each in memory[-3:]]) / np.mean([each["mb"] for each in memory[1:4]]) - 1)
     document = {
         "machine": machine(),
+        "model": given.model.split("/")[-1],
         "core": given.core,
         "engine": engine,
         "sizes": sizes,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from phone_latency import engine_for
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from reporting import machine, publish
@@ -120,7 +121,7 @@ def main() -> int:
     given = parser.parse_args()
     random = np.random.default_rng(given.seed)
     made = list(forms(random).items())
-    predictor = agridistill.load(given.model, engine="onnxruntime", threads=1)
+    predictor = agridistill.load(given.model, engine=engine_for(given.model), threads=1)
     rows = []
     with (
         tempfile.TemporaryDirectory() as profile,
@@ -135,7 +136,13 @@ def main() -> int:
                 rows.append(row(form, path, make(image.convert("RGB")), phone, predictor))
             print(f"\r{number + 1}", end="", file=sys.stderr, flush=True)
         agent = phone.page.evaluate("navigator.userAgent.match(/Chrom[a-z]*.[0-9.]+/)[0]")
-    document = {"machine": machine(), "browser": agent, "seed": given.seed, **summary(rows)}
+    document = {
+        "machine": machine(),
+        "browser": agent,
+        "model": given.model.split("/")[-1],
+        "seed": given.seed,
+        **summary(rows),
+    }
     publish(document, given.out)
     difference = document["largest_probability_difference_of_same_pixels"]
     holds = document["same_verdict_share"] >= LEAST_SAME and difference is not None and difference <= LARGEST_DIFFERENCE

@@ -9,21 +9,37 @@ import { icons } from "./icons.mjs";
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, "..", "src", "agridistill", "app", "page");
 const MOST_BYTES = 600_000;
-const PACKAGE = "onnxruntime-web";
-// The smallest build that runs on a processor: without WebGL, WebGPU and WebNN.
-const FILES = ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+/** What runs a model, by the engine's name: an npm package, and the files of it that a release has as they are. */
+const ENGINES = {
+  // The smallest build that runs on a processor: without WebGL, WebGPU and WebNN.
+  onnx: { package: "onnxruntime-web", folder: "dist", files: ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"] },
+  // The build for all browsers: Safari has no relaxed SIMD.
+  litert: { package: "@litertjs/core", folder: "wasm", files: ["litert_wasm_compat_internal.wasm"] },
+};
 
-/** The npm package whose files run the model, with the hashes of the archive and of each file. */
+/** The npm packages with the hashes of their archives and of each file. */
 function pinned() {
-  const locked = JSON.parse(readFileSync(join(here, "package-lock.json"), "utf8")).packages[`node_modules/${PACKAGE}`];
-  const files = FILES.map((name) => {
-    const path = `dist/${name}`;
-    const content = readFileSync(join(here, "node_modules", PACKAGE, path));
-    return [name, { path, sha256: createHash("sha256").update(content).digest("hex") }];
+  const locked = JSON.parse(readFileSync(join(here, "package-lock.json"), "utf8")).packages;
+  const engines = Object.entries(ENGINES).map(([engine, { package: name, folder, files }]) => {
+    const { version, integrity } = locked[`node_modules/${name}`];
+    const hashed = files.map((file) => {
+      const path = `${folder}/${file}`;
+      const content = readFileSync(join(here, "node_modules", name, path));
+      return [file, { path, sha256: createHash("sha256").update(content).digest("hex") }];
+    });
+    return [engine, { package: name, version, integrity, files: Object.fromEntries(hashed) }];
   });
-  const { version, integrity } = locked;
-  return JSON.stringify({ engine: "onnx", package: PACKAGE, version, integrity, files: Object.fromEntries(files) }, null, 2) + "\n";
+  return JSON.stringify(Object.fromEntries(engines), null, 2) + "\n";
 }
+
+/** LiteRT's code is a script that declares `ModuleFactory`, in a package of modules. */
+const litertCode = {
+  name: "litert-code",
+  setup: ({ onLoad }) =>
+    onLoad({ filter: /litert_wasm_\w+\.js$/ }, ({ path }) => ({
+      contents: `${readFileSync(path, "utf8")}\nexport default ModuleFactory;`,
+    })),
+};
 
 function refuse(message) {
   console.error(message);
@@ -36,7 +52,7 @@ if (process.argv.includes("--pin")) {
   process.exit(0);
 }
 if (readFileSync(join(here, "runtime.json"), "utf8") !== pin) {
-  refuse(`expected runtime.json with the hashes of the installed ${PACKAGE}, got others: run npm run pin and look at the change`);
+  refuse(`expected runtime.json with the hashes of the installed engines, got others: run npm run pin and look at the change`);
 }
 
 mkdirSync(dirname(target), { recursive: true });
@@ -48,9 +64,23 @@ await build({
   entryPoints: [join(here, "src", "main.ts")],
   outfile: join(folder, "app.js"),
   format: "esm",
-  // The package's entry without the .mjs of its WebAssembly part, which the page gets as a file of the release.
-  alias: { "onnxruntime-web": join(here, "node_modules", PACKAGE, "dist", "ort.wasm.min.mjs") },
 });
+for (const engine of Object.keys(ENGINES)) {
+  await build({
+    ...shared,
+    entryPoints: [join(here, "src", "engines", `${engine}.ts`)],
+    outfile: join(folder, `engine-${engine}.js`),
+    format: "esm",
+    plugins: [litertCode],
+    // LiteRT's code also runs in Node; the page has no use for those parts.
+    external: ["node:fs", "node:crypto"],
+    alias: {
+      // The package's entry without the .mjs of its WebAssembly part, which the page gets as a file of the release.
+      "onnxruntime-web": join(here, "node_modules", "onnxruntime-web", "dist", "ort.wasm.min.mjs"),
+      "@litertjs/wasm-utils": join(here, "src", "engines", "litertCode.ts"),
+    },
+  });
+}
 await build({ ...shared, entryPoints: [join(here, "src", "sw.ts")], outfile: join(folder, "sw.js"), format: "iife" });
 await build({ ...shared, entryPoints: [join(here, "src", "app.css")], outfile: join(folder, "app.css") });
 for (const name of ["index.html", "app.webmanifest"]) cpSync(join(here, "src", name), join(folder, name));
@@ -64,7 +94,8 @@ for (const name of ["index.html", "sw.js"]) {
   const found = readFileSync(join(folder, name), "utf8").split('"__RELEASE__"').length - 1;
   if (found !== 1) refuse(`expected "__RELEASE__" once in ${name}, got it ${found} times: look at what the bundler made of it`);
 }
-const names = ["index.html", "app.js", "app.css", "sw.js", "app.webmanifest", ...Object.keys(drawn).map((name) => `icons/${name}`)];
+const engines = Object.keys(ENGINES).map((engine) => `engine-${engine}.js`);
+const names = ["index.html", "app.js", ...engines, "app.css", "sw.js", "app.webmanifest", ...Object.keys(drawn).map((name) => `icons/${name}`)];
 const bytes = names.reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
 if (bytes > MOST_BYTES) refuse(`expected a page of at most ${MOST_BYTES} bytes, got ${bytes}: drop something`);
 rmSync(target, { recursive: true, force: true });

@@ -28,8 +28,9 @@ from agridistill.preprocess import enough_pixels
 from agridistill.runtime.explanation import seen_part
 from agridistill.runtime.predictor import read_source
 
-ENGINE = Path(__file__).parents[2] / "web" / "node_modules" / "onnxruntime-web"
-"""Where `make web` has installed the engine: no test needs a network."""
+_PACKAGES = Path(__file__).parents[2] / "web" / "node_modules"
+ENGINE, LITERT = _PACKAGES / "onnxruntime-web", _PACKAGES / "@litertjs" / "core"
+"""Where `make web` has installed the engines: no test needs a network."""
 _ARGUMENTS = ("--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--mute-audio")
 _START_S = 30.0
 

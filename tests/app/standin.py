@@ -9,6 +9,8 @@ import json
 import tarfile
 from pathlib import Path
 
+from agridistill.app.engine_files import PinnedPackage, read_pinned
+
 WASM, CODE = b"\0asm" + bytes(1000), b"export default 1;\n"
 MEMBERS = {"package/dist/engine.wasm": WASM, "package/dist/engine.mjs": CODE, "package/README.md": b"# engine\n"}
 
@@ -34,8 +36,11 @@ def pinned(archive: Path) -> dict[str, object]:
         name: {"path": f"dist/{name}", "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in {"engine.wasm": WASM, "engine.mjs": CODE}.items()
     }
-    package = {"engine": "onnx", "package": "engine", "version": "1.2.3", "integrity": integrity(archive)}
-    return package | {"files": files}
+    return {"package": "engine", "version": "1.2.3", "integrity": integrity(archive), "files": files}
+
+
+def package(archive: Path) -> PinnedPackage:
+    return read_pinned({"onnx": pinned(archive)})["onnx"]
 
 
 def page(folder: Path, archive: Path, *, script: str = "// the page\n") -> Path:
@@ -52,5 +57,8 @@ def page(folder: Path, archive: Path, *, script: str = "// the page\n") -> Path:
     (folder / "app.js").write_text(script)
     (folder / "app.css").write_text("body {}\n")
     (folder / "icons" / "icon-192.png").write_bytes(b"png")
-    (folder / "runtime.json").write_text(json.dumps(pinned(archive)))
+    engines = ("onnx", "litert")
+    for engine in engines:
+        (folder / f"engine-{engine}.js").write_text(f"// {engine}\n")
+    (folder / "runtime.json").write_text(json.dumps(dict.fromkeys(engines, pinned(archive))))
     return folder

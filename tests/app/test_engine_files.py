@@ -52,14 +52,14 @@ def registry(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_files_are_fetched_once_from_the_registry_of_the_environment(archive: Path, registry: type[Registry]) -> None:
-    pinned = read_pinned(standin.pinned(archive))
+    pinned = standin.package(archive)
     assert engine_files(pinned) == EXPECTED
     assert engine_files(pinned) == EXPECTED
     assert registry.asked == ["/engine/-/engine-1.2.3.tgz"]
 
 
 def test_a_damaged_file_of_the_cache_is_fetched_again(archive: Path, registry: type[Registry], tmp_path: Path) -> None:
-    pinned = read_pinned(standin.pinned(archive))
+    pinned = standin.package(archive)
     engine_files(pinned)
     (cached,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 100)
     cached.write_bytes(b"cut off")
@@ -70,7 +70,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(archive: Path, registry: t
 def test_another_archive_than_the_pinned_one_is_refused(
     archive: Path, registry: type[Registry], tmp_path: Path
 ) -> None:
-    pinned = read_pinned(standin.pinned(archive))
+    pinned = standin.package(archive)
     bad = standin.tarball(tmp_path / "bad", standin.MEMBERS | {"package/dist/engine.mjs": b"steal();"})
     (tmp_path / "registry" / "engine" / "-" / archive.name).write_bytes(bad.read_bytes())
     with pytest.raises(FetchError, match=r"expected engine-1\.2\.3\.tgz with the hash sha512-"):
@@ -79,7 +79,7 @@ def test_another_archive_than_the_pinned_one_is_refused(
 
 
 def test_a_registry_that_does_not_answer_is_one_line(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = read_pinned(standin.pinned(archive))
+    pinned = standin.package(archive)
     monkeypatch.setenv(REGISTRY, "http://127.0.0.1:9")
     with pytest.raises(FetchError, match=r"check the network, or run npm pack engine@1\.2\.3 .* --runtime FILE\.tgz"):
         engine_files(pinned)
@@ -90,7 +90,7 @@ def test_a_registry_that_does_not_answer_is_one_line(archive: Path, monkeypatch:
 
 def test_without_npm_and_registry_the_error_says_what_to_do(archive: Path) -> None:
     with pytest.raises(FetchError, match="got neither npm nor the address of an npm registry in NPM_CONFIG_REGISTRY"):
-        engine_files(read_pinned(standin.pinned(archive)))
+        engine_files(standin.package(archive))
 
 
 def program(folder: Path, body: str) -> None:
@@ -104,7 +104,7 @@ def test_npm_is_used_where_it_is_installed(
 ) -> None:
     program(tmp_path / "bin", f'[ "$1 $2" = "pack engine@1.2.3" ] && cp "{archive}" .')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    assert engine_files(read_pinned(standin.pinned(archive))) == EXPECTED
+    assert engine_files(standin.package(archive)) == EXPECTED
     assert registry.asked == []
 
 
@@ -112,11 +112,11 @@ def test_a_failure_of_npm_is_one_line(archive: Path, tmp_path: Path, monkeypatch
     program(tmp_path / "bin", "echo 'E404 not found' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(FetchError, match=r"got exit code 1 of npm pack \(E404 not found\)"):
-        engine_files(read_pinned(standin.pinned(archive)))
+        engine_files(standin.package(archive))
 
 
 def test_a_folder_or_an_archive_replaces_the_network(archive: Path, tmp_path: Path) -> None:
-    pinned = read_pinned(standin.pinned(archive))
+    pinned = standin.package(archive)
     assert engine_files(pinned, folder=archive) == EXPECTED
     assert engine_files(pinned, folder=archive.parent) == EXPECTED
     loose = tmp_path / "loose"
@@ -133,5 +133,5 @@ def test_a_folder_or_an_archive_replaces_the_network(archive: Path, tmp_path: Pa
 
 
 def test_a_page_with_an_unknown_pin_is_refused(archive: Path) -> None:
-    with pytest.raises(ConfigError, match=r"got 'sha1' in the page's runtime\.json"):
-        read_pinned(standin.pinned(archive) | {"sha1": "x"})
+    with pytest.raises(ConfigError, match=r"got 'sha1' for onnx in the page's runtime\.json"):
+        read_pinned({"onnx": standin.pinned(archive) | {"sha1": "x"}})

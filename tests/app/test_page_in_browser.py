@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.app.interrupted import Version, seen_version, versions
-from tests.app.phone import ENGINE, Phone, SlowServer, decoded_view, serving, wait_for
+from tests.app.phone import ENGINE, LITERT, Phone, SlowServer, decoded_view, serving, wait_for
 from tests.app.photo_forms import forms, stored
+from tests.edge.looks import filled_history, state
+from tests.edge.looks import serving as device_page
 from tests.needs import chromium
 
 import agridistill
@@ -119,6 +121,55 @@ def test_the_page_decides_as_predict_does_whatever_form_a_photo_has(phone: Phone
     assert phone.complaints == []
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_tflite_model_decides_as_predict_does_also_without_a_network(
+    browser: Any, quickly_packed: None, leaf: Image.Image, tmp_path: Path
+) -> None:
+    reason = "needs litert-torch, which is not installed: pip install 'agridistill[litert]'"
+    pytest.importorskip("litert_torch", reason=reason)
+    model = tflite_model(tmp_path / "leaf.tflite")
+    site = write_site(model, tmp_path / "site", runtime=LITERT)
+    predictor = agridistill.load(model)
+    with serving(site.out) as server:
+        context = browser.new_context()
+        phone = Phone.of(context.new_page()).open(server.address)
+        assert phone.engine()["name"] == "LiteRT.js"
+        phone.wait_until_installed()
+        server.stop()
+        phone.page.reload()
+        labels = set()
+        for degrees in range(0, 360, 45):
+            photo, _ = stored(leaf.rotate(degrees))
+            seen, expected = phone.see(photo), predictor.predict(photo)
+            assert (seen["verdict"], seen["label"]) == (expected.verdict, expected.label)
+            assert seen["probabilities"] == pytest.approx(expected.probabilities, abs=0.001)
+            labels.add(round(seen["probability"], 3))
+        assert len(labels) > 4  # the model looks at the photo
+        assert phone.complaints == []
+        context.close()
+
+
+def tflite_model(file: Path) -> Path:
+    """A network with random weights, whose answers differ from photo to photo."""
+    import torch
+
+    from agridistill.export.litert import to_litert
+    from agridistill.manifest import ModelManifest, Preprocessing
+    from agridistill.models import create_model
+
+    torch.manual_seed(0)
+    network = create_model("mobilenetv3_small_050", 5, image_size=64)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    manifest = ModelManifest("mobilenetv3_small_050", tuple("abcde"), Preprocessing(64), "", "")
+    file.write_bytes(to_litert(network.eval(), manifest.preprocessing, int8=False))
+    manifest.with_weights(file).write(file.with_suffix(".json"))
+    return file
+
+
 def test_a_first_visit_fetches_each_file_once(browser: Any, site: Site) -> None:
     with serving(site.out) as server:
         context = browser.new_context()
@@ -163,6 +214,31 @@ def test_without_a_network_the_page_starts_and_answers(browser: Any, site: Site,
             assert offline["probabilities"] == pytest.approx(online["probabilities"], abs=1e-6)
         assert all(entry.startswith(server.address) for entry in phone.asked if not _is_inside(entry))
         context.close()
+
+
+@pytest.mark.parametrize("token", [None, "a-token-of-some-length"])
+def test_the_page_works_below_the_page_of_a_device(
+    browser: Any, site: Site, leaf: Image.Image, tmp_path: Path, token: str | None
+) -> None:
+    photo, _ = stored(leaf)
+    context = browser.new_context()
+    phone = Phone.of(context.new_page())
+    with filled_history(tmp_path / "history.sqlite") as history:
+        with device_page(history, state, token=token, app=site.out) as device:
+            phone.page.goto(device.address)
+            if token:
+                phone.page.get_by_label("Token").fill(token)
+                phone.page.get_by_role("button").click()
+            phone.page.get_by_role("link", name="phone page").click()
+            phone.page.wait_for_url("**/app/")
+            phone.engine()
+            online = phone.see(photo)
+            phone.wait_until_installed()
+        phone.page.reload()
+        phone.engine()
+        assert phone.see(photo)["label"] == online["label"]
+    assert [each for each in phone.complaints if "401" not in each] == []
+    context.close()
 
 
 def _is_inside(url: str) -> bool:

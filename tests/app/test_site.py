@@ -39,7 +39,7 @@ def test_every_listed_file_is_there_with_its_hash_in_its_name(write: WriteSite, 
     release = release_of(site)
     assert release["release"] == written.release
     assert set(release["files"]) == {
-        *("app.js", "app.css", "icons/icon-192.png", "app.webmanifest"),
+        *("app.js", "app.css", "icons/icon-192.png", "app.webmanifest", "engine.js"),
         *("model", "model.json", "words.json", "runtime/engine.wasm", "runtime/engine.mjs"),
     }
     for logical, entry in release["files"].items():
@@ -63,8 +63,22 @@ def test_the_model_and_the_engine_are_in_the_site_as_they_were(
     assert gzip.decompress(read["model.json"]) == colour_model.with_suffix(".json").read_bytes()
     assert lzma.decompress(read["runtime/engine.wasm"], lzma.FORMAT_ALONE) == standin.WASM
     assert read["runtime/engine.mjs"] == standin.CODE
+    assert read["engine.js"] == b"// onnx\n"
     assert files["model"]["path"].endswith("-model.onnx.gz")
     assert files["runtime/engine.wasm"]["path"].endswith("-engine.wasm.lzma")
+
+
+def test_a_tflite_model_gets_the_engine_that_runs_it(
+    write: WriteSite, tmp_path: Path, colour_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "_require_prediction", lambda path, manifest: None)
+    model = tmp_path / "leaf.tflite"
+    model.write_bytes(b"TFL3")
+    shutil.copy(colour_model.with_suffix(".json"), tmp_path / "leaf.json")
+    assert write(model=model).engine == "litert"
+    files = release_of(tmp_path / "site")["files"]
+    assert (tmp_path / "site" / files["engine.js"]["path"]).read_bytes() == b"// litert\n"
+    assert files["model"]["path"].endswith("-model.tflite.gz")
 
 
 def test_the_page_and_its_worker_hold_the_release(write: WriteSite, tmp_path: Path) -> None:
@@ -217,13 +231,16 @@ def refused(write: WriteSite, tmp_path: Path, kind: type[AgriDistillError], **gi
 
 def test_a_model_that_cannot_be_served_is_refused(write: WriteSite, tmp_path: Path, colour_model: Path) -> None:
     line = refused(write, tmp_path, ModelError, model=tmp_path)
-    assert line.startswith("expected an exported model (.onnx); got the run folder")
+    assert line.startswith("expected an exported model (.onnx or .tflite); got the run folder")
     line = refused(write, tmp_path, ModelError, model=Path("tomatoe"))
     assert line.endswith("'tomatoe', which does not exist; check the path; shipped models: tomato")
-    (tmp_path / "leaf.tflite").write_bytes(b"")
-    assert "agridistill export RUN --out leaf.onnx" in refused(
-        write, tmp_path, ModelError, model=tmp_path / "leaf.tflite"
-    )
+    (tmp_path / "leaf.h5").write_bytes(b"")
+    assert "agridistill export RUN --out leaf.onnx" in refused(write, tmp_path, ModelError, model=tmp_path / "leaf.h5")
+    micro = json.loads(colour_model.with_suffix(".json").read_text()) | {"measured": {"micro": {}}}
+    (tmp_path / "leaf.tflite").write_bytes(b"TFL3")
+    (tmp_path / "leaf.json").write_text(json.dumps(micro))
+    line = refused(write, tmp_path, ModelError, model=tmp_path / "leaf.tflite")
+    assert "which is for microcontrollers" in line
     damaged = tmp_path / "leaf.onnx"
     damaged.write_bytes(colour_model.read_bytes() + b"x")
     shutil.copy(colour_model.with_suffix(".json"), tmp_path / "leaf.json")

@@ -114,6 +114,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
             "expected a folder to write 'x' in; got the file",
         ),
         (["watch", "{data}", "--model", "{model}", "--plot", " "], "expected a plot's name for --plot; got ' '"),
+        (["watch", "{data}", "--model", "{model}", "--app", "site"], "expected --page with --app; got --app alone"),
         (["report", "folder"], "expected a folder with compare.json or evaluation.json"),
         (
             ["train", "{data}", "--weights", "none.safetensors", "--out", "run"],

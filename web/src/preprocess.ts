@@ -5,8 +5,9 @@
  * gives the same integers as Pillow.
  */
 
+import { decodedSmaller, jpegFactor } from "./jpeg";
 import type { Manifest, Preprocessing } from "./manifest";
-import { reduced, resample, STRIP_ROWS, whole, type Box, type Pixels, type Rows } from "./resample";
+import { reduced, resample, stripRows, whole, type Box, type Pixels, type Rows } from "./resample";
 
 /** A JPEG is decoded at no less than twice the size of the input. */
 const SPARE = 2;
@@ -43,6 +44,8 @@ export async function readPhoto(source: Blob | ImageBitmap, shorterSide: number)
   if (!(source instanceof Blob)) return scaledAndClosed(source, "other", shorterSide);
   if (!source.size) throw new PhotoError("empty");
   const kind = kindOf(new Uint8Array(await source.slice(0, HEAD_BYTES).arrayBuffer()));
+  const smaller = kind === "jpeg" ? await decodedSmaller(source, shorterSide, MAX_PIXELS) : null;
+  if (smaller) return scaledAndClosed(smaller, "other", shorterSide);
   let decoded: ImageBitmap;
   try {
     decoded = await createImageBitmap(source, { imageOrientation: "from-image" });
@@ -52,10 +55,11 @@ export async function readPhoto(source: Blob | ImageBitmap, shorterSide: number)
   return scaledAndClosed(decoded, kind, shorterSide);
 }
 
-function scaledAndClosed(decoded: ImageBitmap, kind: FileKind, shorterSide: number): Pixels {
+function scaledAndClosed(decoded: ImageBitmap | VideoFrame, kind: FileKind, shorterSide: number): Pixels {
   try {
-    if (decoded.width * decoded.height > MAX_PIXELS) throw new PhotoError("too large");
-    return scaledDown(rowsOf(decoded), kind, shorterSide);
+    const rows = rowsOf(decoded);
+    if (rows.width * rows.height > MAX_PIXELS) throw new PhotoError("too large");
+    return scaledDown(rows, kind, shorterSide);
   } finally {
     decoded.close();
   }
@@ -63,8 +67,7 @@ function scaledAndClosed(decoded: ImageBitmap, kind: FileKind, shorterSide: numb
 
 /** Scales a decoded photo as Pillow does while it decodes: by a half, quarter or eighth for a JPEG, else by a mean. */
 export function scaledDown(rows: Rows, kind: FileKind, shorterSide: number): Pixels {
-  const spare = Math.min(Math.floor(rows.width / shorterSide), Math.floor(rows.height / shorterSide));
-  const factor = kind === "jpeg" ? ([8, 4, 2].find((each) => spare >= each) ?? 1) : 1;
+  const factor = kind === "jpeg" ? jpegFactor(rows.width, rows.height, shorterSide) : 1;
   const [width, height] = [Math.ceil(rows.width / factor), Math.ceil(rows.height / factor)];
   const scale = width * height > WHOLE_PIXELS ? (2 * shorterSide) / Math.min(width, height) : 1;
   const plain = factor > 1 ? reduced(rows, factor) : scale < 1 ? rows : whole(rows);
@@ -102,9 +105,9 @@ export function softmax(logits: ArrayLike<number>, { temperature }: Pick<Manifes
 }
 
 /** Reads strips, because some phones refuse a canvas of the size of their own photos. */
-function rowsOf(source: ImageBitmap): Rows {
-  const { width, height } = source;
-  const context = strip(width, Math.min(STRIP_ROWS, height));
+function rowsOf(source: ImageBitmap | VideoFrame): Rows {
+  const [width, height] = "width" in source ? [source.width, source.height] : [source.displayWidth, source.displayHeight];
+  const context = strip(width, Math.min(stripRows(width), height));
   context.imageSmoothingEnabled = false;
   return {
     width,

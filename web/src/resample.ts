@@ -27,8 +27,12 @@ export type Box = readonly [number, number, number, number];
 const PRECISION_BITS = 32 - 8 - 2;
 const HALF = 1 << (PRECISION_BITS - 1);
 const CHANNELS = 3;
-/** Rows that are read at a time: a strip of a photo of 4,000 pixels takes 1 MB. */
-export const STRIP_ROWS = 64;
+const [STRIP_PIXELS, LEAST_ROWS] = [1 << 20, 64];
+
+/** Returns the number of rows that are read at a time: a strip takes 4 MB. */
+export function stripRows(width: number): number {
+  return Math.max(LEAST_ROWS, Math.floor(STRIP_PIXELS / width));
+}
 
 interface Weights {
   readonly size: number;
@@ -100,6 +104,8 @@ function clip8(value: number): number {
  */
 export function resample(source: Pixels | Rows, width: number, height: number, filter: Filter, part?: Box): Pixels {
   const [left, top, right, bottom] = part ?? [0, 0, source.width, source.height];
+  const isWhole = [left, top, right, bottom].join() === [0, 0, source.width, source.height].join();
+  if ("data" in source && isWhole && source.width === width && source.height === height) return source;
   const across = weights(source.width, left, right, width, filter);
   const down = weights(source.height, top, bottom, height, filter);
   const lostRows = source.height - height;
@@ -136,8 +142,9 @@ function resampleRows(
 ): Uint8Array {
   const target = new Uint8Array(width * rows * CHANNELS);
   let at = 0;
-  for (let top = 0; top < rows; top += STRIP_ROWS) {
-    const count = Math.min(STRIP_ROWS, rows - top);
+  const atOnce = stripRows(inWidth);
+  for (let top = 0; top < rows; top += atOnce) {
+    const count = Math.min(atOnce, rows - top);
     const strip = read(firstRow + top, count);
     for (let begin = 0; begin < count * inWidth * channels; begin += inWidth * channels) {
       for (let x = 0; x < width; x++) {
@@ -206,7 +213,7 @@ export function reduced(source: Rows, factor: number): Pixels {
   // Two sums in one number: 64 pixels of 255 levels need 14 of the 16 bits of each.
   const redBlue = new Uint32Array(width);
   const green = new Uint32Array(width);
-  const rowsAtOnce = STRIP_ROWS - (STRIP_ROWS % factor);
+  const rowsAtOnce = stripRows(source.width) - (stripRows(source.width) % factor);
   let to = 0;
   for (let top = 0; top < source.height; top += rowsAtOnce) {
     const count = Math.min(rowsAtOnce, source.height - top);
@@ -245,9 +252,10 @@ export function reduced(source: Rows, factor: number): Pixels {
 /** Copies all rows without their alpha. */
 export function whole(source: Rows): Pixels {
   const data = new Uint8Array(source.width * source.height * CHANNELS);
+  const atOnce = stripRows(source.width);
   let to = 0;
-  for (let top = 0; top < source.height; top += STRIP_ROWS) {
-    const strip = source.read(top, Math.min(STRIP_ROWS, source.height - top));
+  for (let top = 0; top < source.height; top += atOnce) {
+    const strip = source.read(top, Math.min(atOnce, source.height - top));
     for (let from = 0; from < strip.length; from += 4) {
       data[to++] = strip[from]!;
       data[to++] = strip[from + 1]!;

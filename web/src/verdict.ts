@@ -40,14 +40,17 @@ export const FIGURES = 6 * CELLS * CELLS;
 export function qualityProblem(pixels: Pixels, settings = QUALITY): Problem {
   const light = lightOf(pixels);
   const { width, height, data } = pixels;
-  const sampled: number[] = [];
+  const sampled = new Float32Array(Math.ceil(width / 2) * Math.ceil(height / 2));
+  let count = 0;
   let white = 0;
   let leaf = 0;
   for (let y = 0; y < height; y += 2) {
     for (let x = 0; x < width; x += 2) {
       const at = y * width + x;
-      sampled.push(light[at]!);
-      const [red, green, blue] = [data[3 * at]!, data[3 * at + 1]!, data[3 * at + 2]!];
+      sampled[count++] = light[at]!;
+      const red = data[3 * at]!;
+      const green = data[3 * at + 1]!;
+      const blue = data[3 * at + 2]!;
       white += Number(Math.min(red, green, blue) > WHITE);
       const coloured = Math.max((red + green) / 2 - blue, (2 * green - red - blue) / 2);
       leaf += Number(coloured > Math.fround(COLOURED) * (red + green + blue + DARK));
@@ -70,8 +73,8 @@ function lightOf({ data }: Pixels): Float32Array {
   return light;
 }
 
-function quantile(values: readonly number[], share: number): number {
-  const sorted = Float64Array.from(values).sort();
+function quantile(values: Float32Array, share: number): number {
+  const sorted = values.sort();
   const place = share * (sorted.length - 1);
   const below = Math.floor(place);
   const low = sorted[below]!;
@@ -89,9 +92,13 @@ function sharpness(light: Float32Array, width: number, height: number): number {
       squares += (around - 4 * light[at]!) ** 2;
     }
   }
-  const mean = light.reduce((sum, each) => sum + each, 0) / light.length;
-  const variance = light.reduce((sum, each) => sum + (each - mean) ** 2, 0) / light.length;
-  return Math.sqrt(squares / ((width - 2) * (height - 2))) / (Math.sqrt(variance) + 4);
+  // Loops take a fifth of the time of reduce.
+  let sum = 0;
+  for (let i = 0; i < light.length; i++) sum += light[i]!;
+  const mean = sum / light.length;
+  let spread = 0;
+  for (let i = 0; i < light.length; i++) spread += (light[i]! - mean) ** 2;
+  return Math.sqrt(squares / ((width - 2) * (height - 2))) / (Math.sqrt(spread / light.length) + 4);
 }
 
 /** Returns the longest run of rows that repeat the row above, as a share of the height, 0 to 1. */
@@ -102,7 +109,9 @@ function repeatedShare({ width, height, data }: Pixels): number {
   for (let y = 1; y < height; y++) {
     let same = 0;
     for (let at = y * stride; at < (y + 1) * stride; at += 3) {
-      const [red, green, blue] = [data[at]!, data[at + 1]!, data[at + 2]!];
+      const red = data[at]!;
+      const green = data[at + 1]!;
+      const blue = data[at + 2]!;
       const step = Math.max(
         Math.abs(red - data[at - stride]!),
         Math.abs(green - data[at + 1 - stride]!),

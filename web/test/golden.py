@@ -6,6 +6,7 @@ Run it after a change of `preprocess`, `runtime.verdict` or `edge.alerts.rules`:
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from agridistill.colour import coloured
 from agridistill.edge.alerts.rules import PlotHealth, ill_classes, is_healthy
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import softmax, to_pixels
@@ -96,6 +98,35 @@ def reduced() -> list[dict[str, Any]]:
     return cases
 
 
+def jpegs() -> list[dict[str, Any]]:
+    """Small JPEGs, one with another JPEG in its EXIF, and the sizes that they are stored in."""
+    image, exif = Image.fromarray(leaf(40, 7, height=24)), Image.Exif()
+    thumbnail, cases = io.BytesIO(), []
+    image.resize((10, 6)).save(thumbnail, "JPEG")
+    exif[0x9286] = thumbnail.getvalue()  # a comment of the user
+    forms = {"baseline": {}, "progressive": {"progressive": True}, "JPEG in EXIF": {"exif": exif.tobytes()}}
+    for name, options in forms.items():
+        held = io.BytesIO()
+        image.save(held, "JPEG", quality=30, **options)
+        file = base64.b64encode(held.getvalue()).decode()
+        cases.append({"name": name, "file": file, "size": [image.width, image.height]})
+    return cases
+
+
+def maps() -> list[dict[str, Any]]:
+    """Attention maps as an artefact gives them, `(1, H, W)` with largest value 1, and their colours."""
+    random = np.random.default_rng(12)
+    cases = []
+    for height, width in ((7, 7), (4, 6)):
+        values = random.random((1, height, width), np.float32) ** 2
+        values /= values.max()
+        scaled = (values[0] - values.min()) / (values.max() - values.min())
+        cases.append(
+            {"shape": list(values.shape), "values": values.ravel().tolist(), "colours": packed(coloured(scaled))}
+        )
+    return cases
+
+
 def judged() -> dict[str, Any]:
     """Quality words, figures and scores of drawn photos."""
     fine = np.random.default_rng(9).integers(0, 256, (72, 72, 3))
@@ -164,6 +195,8 @@ def main() -> None:
         "resized": resized(),
         "boxes": boxes(),
         "reduced": reduced(),
+        "jpegs": jpegs(),
+        "maps": maps(),
         "judged": judged(),
         "classes": _CLASSES,
         "plants": plants(),

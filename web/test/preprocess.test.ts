@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { jpegFactor, jpegSize } from "../src/jpeg";
 import { kindOf, scaledDown, seenPart, softmax, toPixels } from "../src/preprocess";
 import { cropped, reduced, resample, whole, type Pixels } from "../src/resample";
 import { golden, rowsOf, unpacked } from "./golden";
@@ -45,6 +46,20 @@ describe("a photo is scaled down while it is read", () => {
   test("rows lose their alpha", () => {
     const photo = unpacked(golden.boxes[0]!.photo);
     expect(whole(rowsOf(photo))).toEqual(photo);
+  });
+});
+
+describe("a JPEG is decoded smaller", () => {
+  test.each(golden.jpegs.map((each) => [each.name, each] as const))("its size is in its header: %s", (_, { file, size }) => {
+    const bytes = Uint8Array.from(Buffer.from(file, "base64"));
+    expect(jpegSize(bytes)).toEqual(size);
+    expect(jpegSize(Uint8Array.of(0xff, 0xd8, 0xff, 0xff, ...bytes.subarray(3)))).toEqual(size);
+    for (let end = 0; end < bytes.length; end += 7) expect([null, size]).toContainEqual(jpegSize(bytes.slice(0, end)));
+  });
+
+  test("to an eighth at most, and never below the side that is needed", () => {
+    const sides = [[895, 900], [896, 1792], [1800, 1791], [4000, 3000], [20_000, 20_000]] as const; // prettier-ignore
+    expect(sides.map(([width, height]) => jpegFactor(width, height, 448))).toEqual([1, 2, 2, 4, 8]);
   });
 });
 

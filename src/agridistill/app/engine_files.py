@@ -1,7 +1,7 @@
 """Gets the files of the engine that runs a model in the browser, from a pinned npm package.
 
-The page's `runtime.json` names the package, its version, the sha512 of its archive, and the sha256 of each file that
-the page needs. The files are fetched once and stored in the user's cache. Nothing is used before its hash is checked.
+The page's `runtime.json` names the packages, their versions, the sha512 of their archives, and the sha256 of each file
+that the page needs. They are fetched once and stored in the user's cache. Nothing is used before its hash is checked.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """The page's `runtime.json`: an npm package in one version, and the files of it that the page needs."""
+    """An npm package in one version, and the files of it that the page needs."""
 
-    engine: str  # "onnx" or "litert"
     package: str
     version: str
     integrity: str  # of the archive, as npm writes it: "sha512-" and base64
@@ -58,9 +57,14 @@ class PinnedPackage:
         return f"{self.package.split('/')[-1]}-{self.version}.tgz"
 
 
-def read_pinned(document: Mapping[str, object]) -> PinnedPackage:
-    """Makes a `PinnedPackage` from the page's `runtime.json`."""
-    return build_settings(PinnedPackage, document, "in the page's runtime.json", remedy="run make web again")
+def read_pinned(document: Mapping[str, Mapping[str, object]]) -> dict[str, PinnedPackage]:
+    """Makes the packages in the page's `runtime.json`, by engine: "onnx" and "litert"."""
+    return {
+        engine: build_settings(
+            PinnedPackage, each, f"for {engine} in the page's runtime.json", remedy="run make web again"
+        )
+        for engine, each in document.items()
+    }
 
 
 def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[str, bytes]:

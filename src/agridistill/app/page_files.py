@@ -15,6 +15,8 @@ from agridistill.errors import RunError
 PAGE = Path(__file__).parent / "page"
 """Where `make web` builds the page to; a wheel carries it there."""
 TEMPLATES = ("index.html", "sw.js", "app.webmanifest")
+RELEASE_NAME = "release.json"
+"""The list of a release's files, in the folder of a page."""
 _PINNED = "runtime.json"
 _NEEDED = (*TEMPLATES, "app.js", "app.css", _PINNED)
 _FILE = re.compile("__FILES_(.+?)__")
@@ -27,7 +29,7 @@ class BuiltPage(NamedTuple):
 
     templates: dict[str, bytes]  # by their names in `TEMPLATES`
     files: dict[str, bytes]  # all others, by their paths in the page
-    engine: PinnedPackage  # what runs the model, which is no part of the built page
+    engines: dict[str, PinnedPackage]  # what runs a model, by engine; no part of the built page
 
 
 def read_page(folder: Path) -> BuiltPage:
@@ -43,8 +45,8 @@ def read_page(folder: Path) -> BuiltPage:
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    engine = read_pinned(json.loads(files.pop(_PINNED)))
-    return BuiltPage({name: files.pop(name) for name in TEMPLATES}, files, engine)
+    engines = read_pinned(json.loads(files.pop(_PINNED)))
+    return BuiltPage({name: files.pop(name) for name in TEMPLATES}, files, engines)
 
 
 def filled(

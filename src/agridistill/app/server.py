@@ -4,40 +4,63 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from socketserver import TCPServer
 from typing import Any
 
 from agridistill.errors import RunError
 
+# Compressed files stay compressed: the page itself decompresses them, so that any server will do.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".webmanifest": "application/manifest+json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".gz": "application/gzip",
+    "": "application/octet-stream",
+}
+_FILE = re.compile(r"(files/)?[A-Za-z0-9][\w.-]*")
 
-class _Handler(SimpleHTTPRequestHandler):
-    # Compressed files stay compressed: the page itself decompresses them, so that any server will do.
-    extensions_map = {  # noqa: RUF012 - the base class's
-        ".html": "text/html; charset=utf-8",
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-        ".css": "text/css",
-        ".json": "application/json",
-        ".webmanifest": "application/manifest+json",
-        ".png": "image/png",
-        ".svg": "image/svg+xml",
-        ".txt": "text/plain; charset=utf-8",
-        ".gz": "application/gzip",
-        "": "application/octet-stream",
+
+def content_type(path: str) -> str:
+    """Returns the type of a file of a page by its name."""
+    return _TYPES.get(PurePosixPath(path).suffix, _TYPES[""])
+
+
+def page_headers(path: str) -> dict[str, str]:
+    """Returns the headers that let a browser use several threads, and keep what never changes."""
+    is_addressed = path.split("?")[0].rpartition("/")[0].endswith("files")
+    return {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "max-age=31536000, immutable" if is_addressed else "no-cache",
     }
 
+
+def page_file(folder: Path, path: str) -> Path | None:
+    """Returns the file of a page that `write_site` wrote, by its path in the page; None if it has no such file."""
+    name = path or "index.html"
+    return folder / name if _FILE.fullmatch(name) and (folder / name).is_file() else None
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    extensions_map = _TYPES
+
     def end_headers(self) -> None:
-        """Adds the headers that let a browser use several threads, and keep what never changes."""
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        is_addressed = self.path.split("?")[0].rpartition("/")[0].endswith("/files")
-        self.send_header("Cache-Control", "max-age=31536000, immutable" if is_addressed else "no-cache")
+        """Adds the headers of a page."""
+        for name, value in page_headers(self.path).items():
+            self.send_header(name, value)
         super().end_headers()
 
     def list_directory(self, path: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agridistill.app.engine_files import engine_files, packed_code
-from agridistill.app.page_files import PAGE, BuiltPage, filled, read_page
+from agridistill.app.page_files import PAGE, RELEASE_NAME, BuiltPage, filled, read_page
 from agridistill.app.words import no_words, read_words, words_file
 from agridistill.errors import ConfigError, ModelError, RunError
 from agridistill.manifest import ModelManifest, read_manifest
@@ -30,8 +30,7 @@ from agridistill.runtime.verdict import plain_label
 from agridistill.storage import json_text, replacing, replacing_folder, require_writable
 
 RELEASE_FORMAT = 1
-RELEASE_NAME = "release.json"
-_SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
+_ENGINES = {".onnx": "onnx", ".tflite": "litert"}
 _LONGEST_NAME = 40
 _ADDRESSED = re.compile(r"[0-9a-f]{16}-.+")
 # The manifest has the same name in each release, because a browser knows an installed page by it.
@@ -104,15 +103,16 @@ def write_site(
     out = out.resolve()
     before = _release_in(out, force=force)
     built = read_page(page)
-    path, manifest = _checked_model(model_path(model), built.engine.engine)
+    path, manifest = _checked_model(model_path(model))
+    engine = _ENGINES[path.suffix.lower()]
     found = words or words_file(path, manifest)
     texts = read_words(found, manifest.classes) if found else no_words()
     name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
     _require_prediction(path, manifest)
-    contents = _contents(built, path, texts, runtime)
+    contents = _contents(built, engine, path, texts, runtime)
     paths = {logical: each.path for logical, each in contents.items()}
     contents[_MANIFEST] = _Content(_MANIFEST, filled(_MANIFEST, built.templates[_MANIFEST], paths, name))
-    release = _release(contents, built, name, before)
+    release = _release(contents, built, engine, name, before)
     for each in ("index.html", "sw.js"):
         contents[each] = _Content(each, filled(each, built.templates[each], paths, name, release))
     sent = [len(each.content) for each in contents.values()]
@@ -121,7 +121,7 @@ def write_site(
         out=out,
         release=str(release["release"]),
         name=name,
-        engine=built.engine.engine,
+        engine=engine,
         model_sha256=manifest.weights_sha256,
         languages=tuple(texts["languages"]),
         files=len(sent),
@@ -148,14 +148,16 @@ def _release_in(out: Path, *, force: bool) -> dict[str, Any] | None:
     )
 
 
-def _checked_model(path: Path, engine: str) -> tuple[Path, ModelManifest]:
-    suffix = _SUFFIXES.get(engine, "")
+def _checked_model(path: Path) -> tuple[Path, ModelManifest]:
+    expected, remedy = "an exported model (.onnx or .tflite)", "run agridistill export RUN --out leaf.onnx"
     if not path.exists():
         raise missing_model(path)
-    if path.is_dir() or path.suffix.lower() != suffix:
-        got = f"the run folder '{path}'" if path.is_dir() else f"'{path}'"
-        raise ModelError(f"an exported model ({suffix})", got, f"run agridistill export RUN --out leaf{suffix}")
-    return path, read_manifest(manifest_path(path))
+    if path.is_dir() or path.suffix.lower() not in _ENGINES:
+        raise ModelError(expected, f"the run folder '{path}'" if path.is_dir() else f"'{path}'", remedy)
+    manifest = read_manifest(manifest_path(path))
+    if "micro" in manifest.measured:
+        raise ModelError(expected, f"'{path}', which is for microcontrollers", remedy)
+    return path, manifest
 
 
 def _require_prediction(path: Path, manifest: ModelManifest) -> None:
@@ -164,10 +166,16 @@ def _require_prediction(path: Path, manifest: ModelManifest) -> None:
     Predictor(open_artefact(path, photos=1, threads=1)).predict(np.full((side, side, 3), 128, np.uint8))
 
 
-def _contents(built: BuiltPage, model: Path, words: dict[str, Any], runtime: Path | None) -> dict[str, _Content]:
+def _contents(
+    built: BuiltPage, engine: str, model: Path, words: dict[str, Any], runtime: Path | None
+) -> dict[str, _Content]:
     """Returns the files of a release that are named by their hash, by their logical names."""
-    contents = {logical: _addressed(logical, content) for logical, content in built.files.items()}
-    for name, content in engine_files(built.engine, folder=runtime).items():
+    of_engines = {f"engine-{each}.js": each for each in built.engines}
+    contents = {
+        logical: _addressed(logical, content) for logical, content in built.files.items() if logical not in of_engines
+    }
+    contents["engine.js"] = _addressed("engine.js", built.files[f"engine-{engine}.js"])
+    for name, content in engine_files(built.engines[engine], folder=runtime).items():
         is_code = name.endswith(".wasm")
         file = _addressed(f"{name}.lzma", packed_code(content)) if is_code else _addressed(name, content)
         contents[f"runtime/{name}"] = file
@@ -200,7 +208,7 @@ def _zipped(name: str, content: bytes) -> _Content:
 
 
 def _release(
-    contents: Mapping[str, _Content], built: BuiltPage, name: str, before: Mapping[str, Any] | None
+    contents: Mapping[str, _Content], built: BuiltPage, engine: str, name: str, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     files = {logical: each.entry for logical, each in sorted(contents.items())}
     hashes = [(entry["path"], entry["sha256"]) for entry in files.values()]
@@ -213,7 +221,7 @@ def _release(
     return {
         "format": RELEASE_FORMAT,
         "release": identity,
-        "engine": built.engine.engine,
+        "engine": engine,
         "built": (before or {}).get("built", now) if same else now,
         "name": name,
         "files": files,

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def app(
     model: Annotated[
-        Path, Argument(metavar="MODEL", help="Use this model: an exported file (.onnx) or the shipped model tomato.")
+        Path,
+        Argument(
+            metavar="MODEL", help="Use this model: an exported file (.onnx or .tflite) or the shipped model tomato."
+        ),
     ],
     out: Annotated[
         Path | None,

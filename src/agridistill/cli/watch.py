@@ -76,6 +76,10 @@ def watch(
         Literal["keep", "delete"] | None, Option(help="Keep or delete the photos of a folder after classifying them.")
     ] = None,
     page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve a web page and metrics at PORT.")] = None,
+    app: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Serve the phone page in this folder (see agridistill app) at /app/ of the page."),
+    ] = None,
     thumbnails: Annotated[
         bool | None,
         Option(
@@ -105,7 +109,7 @@ def watch(
 
     settings = read_settings(config) if config is not None else WatchSettings()
     given = {"source": source, "model": model, "device": device, "plot": plot, "every_s": every, "after": after}
-    settings = _with_options(settings, given | {"thumbnails": thumbnails}, broker=broker, page=page)
+    settings = _with_options(settings, given | {"thumbnails": thumbnails}, broker=broker, page=page, app=app)
     if not settings.source:
         raise ConfigError("a source to watch", "none", "run for example agridistill watch FOLDER --model leaf.onnx")
     if settings.model is None:
@@ -161,7 +165,7 @@ def _detection_line(detection: Detection) -> str:
 
 
 def _with_options(
-    settings: WatchSettings, given: Mapping[str, Any], *, broker: str | None, page: str | None
+    settings: WatchSettings, given: Mapping[str, Any], *, broker: str | None, page: str | None, app: Path | None
 ) -> WatchSettings:
     """Returns the settings with the options of the command line in their place; an option of None changes nothing."""
     from agridistill.edge.delivery.broker import BrokerSettings
@@ -178,6 +182,11 @@ def _with_options(
             raise ConfigError("--page [HOST:]PORT", f"'{page}'", "use for example --page 8571")
         before = settings.page or PageSettings()
         changes["page"] = replace(before, port=int(port), host=host.strip("[]") or before.host)
+    if app is not None:
+        served = changes.get("page", settings.page)
+        if served is None:
+            raise ConfigError("--page with --app", "--app alone", "add for example --page 8571")
+        changes["page"] = replace(served, app=app)
     return replace(settings, **changes)
 
 

@@ -251,7 +251,7 @@ def _open_page(
 ) -> str:
     history = stack.enter_context(History(state / HISTORY_FILE, read_only=True))
     token = read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN")
-    served = Page(history, lambda: agent.state, lambda: agent.plots.health, healthy)
+    served = Page(history, lambda: agent.state, lambda: agent.plots.health, healthy, page.app)
     return stack.enter_context(PageServer(served, token, page.host, page.port)).address
 
 

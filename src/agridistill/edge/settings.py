@@ -43,6 +43,7 @@ class PageSettings:
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8571
     token_file: Path | None = None  # file with the token; None uses AGRIDISTILL_PAGE_TOKEN
+    app: Path | None = None  # folder that agridistill app wrote, served at /app/
 
 
 @dataclass(frozen=True)

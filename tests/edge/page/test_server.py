@@ -437,3 +437,42 @@ def test_another_process_may_show_what_the_agent_writes(tmp_path: Path) -> None:
         writer.add(detection(20))
         after = json.loads(asker.ask("/api/detections")[2])
     assert len(after) == len(before) + 1
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    (folder / "files").mkdir(parents=True)
+    for name in ("index.html", "sw.js", "app.webmanifest", "release.json", "files/ab12-app.js", ".hidden"):
+        (folder / name).write_text(name)
+    (tmp_path / "secret.txt").write_text("secret")
+    return folder
+
+
+def test_the_phone_page_is_served_below_app(history: History, app: Path) -> None:
+    with serving(history, state, app=app) as server:
+        asker = Asker(server)
+        assert b'<a href="/app/">' in asker.ask("/")[2]
+        status, headers, body = asker.ask("/app/")
+        assert (status, body, headers["Content-Type"]) == (200, b"index.html", "text/html; charset=utf-8")
+        # Its threads need an isolated page; its own policy says what it loads.
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert headers.get_all("Content-Security-Policy") == ["frame-ancestors 'none'"]
+        _, headers, body = asker.ask("/app/files/ab12-app.js")
+        assert (body, headers["Content-Type"]) == (b"files/ab12-app.js", "text/javascript")
+        assert "immutable" in headers["Cache-Control"]
+        assert asker.ask("/app")[1]["Location"] == "/app/"
+        for path in ("../secret.txt", "files/../../secret.txt", "%2e%2e/secret.txt", "files/", ".hidden", "none.js"):
+            assert asker.status(f"/app/{path}") == 404, path
+
+
+def test_the_phone_page_needs_the_token_of_the_page_and_a_folder_that_has_it(
+    history: History, app: Path, open_page: Asker
+) -> None:
+    assert open_page.status("/app/") == 404
+    with serving(history, state, token=TOKEN, app=app) as server:
+        assert Asker(server).status("/app/") == 401
+        assert Asker(server).status("/app/", Authorization=f"Bearer {TOKEN}") == 200
+    (app / "release.json").unlink()
+    with pytest.raises(EdgeError, match=r"expected the folder of a phone page; got no 'release\.json' in"):
+        serving(history, state, app=app)

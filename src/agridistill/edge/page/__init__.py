@@ -15,6 +15,7 @@ from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from agridistill.app.page_files import RELEASE_NAME
 from agridistill.edge.network import is_loopback
 from agridistill.edge.page.requests import Access, Handler
 from agridistill.edge.page.view import Page
@@ -48,8 +49,8 @@ class PageServer:
         port: port to bind to; 0 chooses a free one.
 
     Raises:
-        EdgeError: the token is too short, has other characters, or is missing. Entering the `with` block raises it if
-            the address is in use or does not belong to this device.
+        EdgeError: the token is too short, has other characters, or is missing; or `page.app` is no phone page.
+            Entering the `with` block raises it if the address is in use or does not belong to this device.
     """
 
     def __init__(self, page: Page, token: str | None = None, host: str = "127.0.0.1", port: int = 8571) -> None:
@@ -65,6 +66,12 @@ class PageServer:
                 "a token for a page that other devices can reach",
                 f"host = '{host}' without a token",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
+            )
+        if page.app is not None and not (page.app / RELEASE_NAME).is_file():
+            raise EdgeError(
+                "the folder of a phone page",
+                f"no '{RELEASE_NAME}' in '{page.app}'",
+                "run agridistill app MODEL --out DIR",
             )
         self._page, self._access, self._host, self._port = page, Access(token), host, port
 

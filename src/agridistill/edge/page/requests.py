@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
+from agridistill.app.server import content_type, page_file, page_headers
 from agridistill.edge.page.view import Page, content_html, login_html, page_html
 from agridistill.edge.state import METRICS_TYPE, metrics_text
 from agridistill.errors import AgriDistillError
@@ -22,6 +24,7 @@ from agridistill.storage import json_text
 
 logger = logging.getLogger(__name__)
 
+_APP = "/app/"
 _COOKIE = "agridistill"
 _COOKIE_AGE_S = 30 * 86400
 _MAX_BODY_BYTES = 4096
@@ -111,12 +114,25 @@ def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
         is_of_alerts, limit = path == "/api/alerts", int(given)
         listed = page.history.alerts(limit=limit) if is_of_alerts else page.history.recent(limit)
         return _json([one.to_json() for one in listed])
+    if page.app is not None and (path == "/app" or path.startswith(_APP)):
+        return _app_answer(page.app, path)
     picture = _PICTURE.fullmatch(path)
     jpeg = page.history.thumbnail(picture[1]) if picture else None
     if jpeg is None:
         return Answer.text(HTTPStatus.NOT_FOUND, "not found")
     # The picture of a detection never changes.
     return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
+
+
+def _app_answer(folder: Path, path: str) -> Answer:
+    if path == "/app":
+        return Answer.text(HTTPStatus.MOVED_PERMANENTLY, _APP, Location=_APP)
+    file = page_file(folder, path.removeprefix(_APP))
+    if file is None:
+        return Answer.text(HTTPStatus.NOT_FOUND, "not found")
+    # The phone page brings a policy for what it loads.
+    headers = {**page_headers(path), "Content-Security-Policy": "frame-ancestors 'none'"}
+    return Answer(HTTPStatus.OK, content_type(file.name), file.read_bytes(), headers)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -209,8 +225,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
-        headers = {"Cache-Control": "no-store", **_HEADERS, **answer.headers}
-        headers["Content-Security-Policy"] = _policy(answer.nonce)
+        policy = _policy(answer.nonce)
+        headers = {"Cache-Control": "no-store", **_HEADERS, "Content-Security-Policy": policy, **answer.headers}
         headers |= {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
         for name, value in headers.items():
             self.send_header(name, value)

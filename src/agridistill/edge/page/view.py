@@ -117,6 +117,7 @@ class Page:
     state: Callable[[], AgentState]  # returns the agent's state now
     plots: Callable[[], Sequence[PlotHealth]] = tuple  # returns the health of all plots now
     healthy: Sequence[str] = ()  # names and patterns of further healthy classes (see `is_healthy`)
+    app: Path | None = None  # folder of the phone page, served at /app/
 
 
 def page_html(page: Page, nonce: str) -> str:
@@ -126,7 +127,9 @@ def page_html(page: Page, nonce: str) -> str:
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
     return (
         _head(f"{device}: AgriDistill", nonce, without_script)
-        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(state.version)}</p></header>\n'
+        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(state.version)}'
+        + ("" if page.app is None else ' · <a href="/app/">phone page</a>')
+        + "</p></header>\n"
         '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
         "The data below is the last that it sent.</p>\n"
         f"<main>\n{content_html(page)}</main>\n"

@@ -1,0 +1,3 @@
+declare module "@litertjs/core/wasm/*" {
+  export default function factory(options: object): Promise<unknown>;
+}
