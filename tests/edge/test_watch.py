@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.updates.conftest import model_like
-from tests.edge.watched import RED, once, put, watching
+from tests.edge.watched import GREEN, RED, once, put, watching
 
 from agridistill.edge import agent as agent_module
 from agridistill.edge import building
@@ -30,13 +31,15 @@ from agridistill.edge.building import watch
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.outputs import Command
-from agridistill.edge.events import Detection
+from agridistill.edge.events import Detection, Frame
 from agridistill.edge.settings import PageSettings, WatchSettings
+from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.state import read_state
 from agridistill.edge.store import StateLostError
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
-from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
+from agridistill.edge.verdict import CurrentModel
+from agridistill.errors import ConfigError, EdgeError, ModelError, OutboxError, PhotoError, RunError
 
 
 def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, settings: WatchSettings, state: Path) -> None:
@@ -553,3 +556,47 @@ def test_photos_that_are_there_already_are_stored_in_groups_and_told_afterwards(
     assert max(groups) > 1
     with History(state / "history.sqlite", read_only=True) as history:
         assert history.recent(100)[::-1] == heard.detections
+
+
+def test_photos_before_one_on_which_the_model_fails_are_stored(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        put(photos, f"{number}.jpg")
+    real = CurrentModel.decide
+
+    def decide(self: CurrentModel, frame: Frame) -> Detection:
+        if frame.name == "3.jpg":
+            raise ModelError("finite logits", "NaN", "export the model again")
+        return real(self, frame)
+
+    monkeypatch.setattr(CurrentModel, "decide", decide)
+    monkeypatch.setattr(agent_module, "_GROUP_S", 60)
+    with pytest.raises(ModelError, match="NaN"):
+        once(replace(settings, after="delete"), state)
+    with History(state / "history.sqlite", read_only=True) as history:
+        assert [item.photo for item in history.recent()] == ["2.jpg", "1.jpg", "0.jpg"]
+    assert min(photo.name for photo in photos.iterdir()) == "3.jpg"
+
+
+def test_damaged_photos_do_not_delay_the_detections_before_them(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = Frame(np.full((20, 20, 3), GREEN, np.uint8), "a.jpg", "", time.time(), "a")
+    heard: list[int] = []
+    damaged = iter(range(5))
+
+    def take(self: LatestFrame, wait_s: float) -> Frame:
+        if not self.unreadable:
+            self.unreadable = 1
+            return frame
+        if next(damaged, None) is None:
+            raise SourceEndedError("no more photos")
+        with History(state / "history.sqlite", read_only=True) as history:
+            heard.append(len(history.recent()))
+        raise PhotoError("a photo", "damage", "remove it")
+
+    monkeypatch.setattr(LatestFrame, "take", take)
+    monkeypatch.setattr(LatestFrame, "has_backlog", True)
+    once(settings, state)
+    assert heard == [0, 1, 1, 1, 1]

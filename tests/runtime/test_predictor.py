@@ -328,6 +328,17 @@ def test_an_exported_file_answers_many_photos_as_one_by_one_in_their_order() -> 
     assert "not a JPEG" in str(results[-1].error)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_two_iterations_over_photos_do_not_disturb_each_other(engine: str) -> None:
+    pytest.importorskip(engine)
+    photos = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in range(24)]
+    predictor = agridistill.load("tomato", engine=engine)
+    expected = [predictor.predict(photo) for photo in photos]
+    both = zip(predictor.predict_many(photos), predictor.predict_many(photos[::-1]), strict=True)
+    results = [(first.prediction, second.prediction) for first, second in both]
+    assert results == list(zip(expected, expected[::-1], strict=True))
+
+
 def test_the_copies_of_an_engine_compute_at_the_same_time() -> None:
     backend = agridistill.load("tomato", engine="onnxruntime").backend
     met = threading.Barrier(2, timeout=30)

@@ -128,29 +128,34 @@ class Agent:
         """
         notify_systemd("READY=1")
         with self._frames:
-            while not stop.is_set():
-                self.report()
-                try:
-                    frame = self._frames.take(_TAKE_IN_GROUP_S if self._group else _TAKE_S)
-                except PhotoError as error:
-                    logger.warning("a photo is skipped: %s", error)
-                    continue
-                except SourceEndedError as error:
-                    logger.info("the source has ended: %s", error)
-                    self._finished = True
-                    break
-                if frame is not None:
-                    self._take(frame)
-                if frame is None or not self._frames.has_backlog or self._group_is_full:
-                    self._store(stop)
-                if self.model_changed.is_set():
-                    self._store(stop)
-                    self.model_changed.clear()
-                    self._follow_model()
-                self._send_alerts()
-            self._store(stop)
+            try:
+                self._follow_frames(stop)
+            finally:
+                self._store(stop)  # after an error too: otherwise, each start would do the same work and fail again
         notify_systemd("STOPPING=1")
         self.report(now=True)
+
+    def _follow_frames(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self.report()
+            frame = None
+            try:
+                frame = self._frames.take(_TAKE_IN_GROUP_S if self._group else _TAKE_S)
+            except PhotoError as error:
+                logger.warning("a photo is skipped: %s", error)
+            except SourceEndedError as error:
+                logger.info("the source has ended: %s", error)
+                self._finished = True
+                return
+            if frame is not None:
+                self._take(frame)
+            if frame is None or not self._frames.has_backlog or self._group_is_full:
+                self._store(stop)
+            if self.model_changed.is_set():
+                self._store(stop)
+                self.model_changed.clear()
+                self._follow_model()
+            self._send_alerts()
 
     def _take(self, frame: Frame) -> None:
         began = time.perf_counter()

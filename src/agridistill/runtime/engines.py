@@ -6,6 +6,7 @@ To add an engine, write a class with the methods of `Backend` and a row of `ENGI
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -146,7 +147,7 @@ class OpenVinoBackend:
         _require_input(path, inputs, manifest, fits=fits)
         self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
         self._path, self._outputs = path, [each.get_any_name() for each in compiled.outputs]
-        self._compiled, self._request = compiled, compiled.create_infer_request()
+        self._compiled, self._request, self._lock = compiled, compiled.create_infer_request(), threading.Lock()
         self.threads, self._copies = threads, list[OpenVinoBackend]()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -159,7 +160,7 @@ class OpenVinoBackend:
             first = OpenVinoBackend(self._path, self.manifest, streams=number)
             self._copies = [first, *(copy(first) for _ in range(number - 1))]
             for each in self._copies[1:]:
-                each._request = first._compiled.create_infer_request()
+                each._request, each._lock = first._compiled.create_infer_request(), threading.Lock()
         return self._copies
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -170,7 +171,8 @@ class OpenVinoBackend:
     def _computed(self, output: int, pixels: Pixels) -> NDArray[np.float32]:
         if self._one_by_one and len(pixels) != 1:
             return np.concatenate([self._computed(output, photo[None]) for photo in pixels])
-        return np.array(self._request.infer([pixels])[output], np.float32)
+        with self._lock:  # two iterations over photos may be open at the same time, and share the copies
+            return np.array(self._request.infer([pixels])[output], np.float32)
 
 
 class LiteRtBackend:
@@ -183,7 +185,7 @@ class LiteRtBackend:
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
         self.manifest = manifest
         self.threads, self._create = threads, partial(LiteRtBackend, path, manifest, threads=1, reference=reference)
-        self._copies = list[LiteRtBackend]()
+        self._copies, self._lock = list[LiteRtBackend](), threading.Lock()
         with _loading("LiteRT", path, "pip install ai-edge-litert"):
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -206,9 +208,10 @@ class LiteRtBackend:
         """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         rows = []
         for photo in pixels:
-            self._interpreter.set_tensor(self._input, photo[None])
-            self._interpreter.invoke()
-            row = np.array(self._interpreter.get_tensor(self._output)[0], np.float32)
+            with self._lock:  # as for OpenVINO
+                self._interpreter.set_tensor(self._input, photo[None])
+                self._interpreter.invoke()
+                row = np.array(self._interpreter.get_tensor(self._output)[0], np.float32)
             rows.append((row - self._zero_point) * self._scale if self._scale else row)
         return np.stack(rows)
 
