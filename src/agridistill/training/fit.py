@@ -74,6 +74,7 @@ def carry_out(plan: RunPlan) -> RunResult:
         if plan.resume:
             plan.folder.require_same_recipe(plan.config)
             plan.folder.require_same_teacher(plan.teacher_sha256)
+            plan.folder.require_same_features(plan.features)
         else:
             _write_start(plan)
         return train_parts(plan, parts, saved)
@@ -198,6 +199,7 @@ def _write_start(plan: RunPlan) -> None:
             "skipped": [list(item) for item in prepared.skipped],
             "teacher": str(plan.teacher.path.resolve()) if plan.teacher else None,
             "teacher_sha256": plan.teacher_sha256,
+            "teacher_features": plan.features,
             "layout": prepared.layout.to_json(),
             "train_photos": {name: labels[label] for label, name in enumerate(prepared.classes)},
             "unlabelled": (

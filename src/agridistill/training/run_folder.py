@@ -139,6 +139,23 @@ class RunFolder:
                 f"the teacher that the run started with ({names[0]})", names[1], "pass that teacher or start a new run"
             )
 
+    def require_same_features(self, features: str | None) -> None:
+        """Checks that a resumed run gets the teacher's features as at its start: those of the cache are compressed.
+
+        `features` is `RunPlan.features`.
+
+        Raises:
+            RunError: they come from elsewhere.
+        """
+        # Earlier versions cached no features.
+        before = self.read_environment().get("teacher_features", "network")
+        if features is not None and before != features:
+            raise RunError(
+                f"features from the teacher's {before}, as in the run that is resumed",
+                f"features from the teacher's {features}",
+                "pass --no-cache" if before == "network" else "leave --no-cache out",
+            )
+
     def require_same_data(self, data: Path, fingerprint: str) -> None:
         """Checks that a resumed run has the photos with which it started.
 
