@@ -21,7 +21,10 @@ from agridistill.errors import RunError
 from agridistill.storage import replacing
 
 FEATURE_BYTES = 3840
-"""Most bytes that the features of one view take, over all stages: 60 channels on a grid of 8 x 8."""
+"""Most bytes of one view's features over all stages, such as 60 channels on a grid of 8 x 8.
+
+A stage keeps at least one channel, so a grid of more positions takes more.
+"""
 FIT_PHOTOS = 512
 """Number of training photos whose features determine the principal components."""
 _LARGEST = 127
