@@ -95,6 +95,17 @@ def test_a_resume_needs_the_photos_of_its_start(
         distill(leaves, teacher_run, begun, without, resume=True)
 
 
+def test_the_result_of_a_finished_run_is_not_that_of_other_photos_without_labels(
+    run: Path, leaves: Path, teacher_run: Path, others: Path, tmp_path: Path
+) -> None:
+    config = config_with(others, epochs=2)
+    assert distill(leaves, teacher_run, run, config, resume=True).out == run
+    for unlabelled in (None, str(tmp_path)):
+        changed = replace(config, data=replace(DATA, unlabelled=unlabelled))
+        with pytest.raises(RunError, match=r"data.unlabelled = .* as in the run that is resumed"):
+            distill(leaves, teacher_run, run, changed, resume=True)
+
+
 @pytest.mark.parametrize("method", ["ce", "dkd"])
 def test_a_method_that_needs_labels_is_refused(
     method: str, leaves: Path, teacher_run: Path, others: Path, tmp_path: Path

@@ -71,8 +71,11 @@ def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, 
     """Computes the principal components of features over all photos and positions.
 
     Args:
-        batches: batches of features `(B, channels, H, W)` by stride; at least one photo.
+        batches: batches of features `(B, channels, H, W)` by stride.
         kept: number of components by stride.
+
+    Raises:
+        RunError: there is no batch, because no photo can be read.
     """
     sums: dict[int, Tensor] = {}
     products: dict[int, Tensor] = {}
@@ -83,6 +86,9 @@ def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, 
             sums[stride] = sums.get(stride, 0) + rows.sum(0)
             products[stride] = products.get(stride, 0) + rows.T @ rows
             counts[stride] += len(rows)
+    if not sums:
+        remedy = "check the disk or network drive of the photos, then continue with --resume"
+        raise RunError("readable training photos", "none", remedy)
     found = {}
     for stride, count in kept.items():
         mean = sums[stride] / counts[stride]

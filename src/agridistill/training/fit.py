@@ -72,7 +72,7 @@ def carry_out(plan: RunPlan) -> RunResult:
         if plan.fit.keep_views:
             _warn_about_kept_views(plan)
         if plan.resume:
-            plan.folder.require_same_recipe(plan.config)
+            plan.folder.require_same_recipe(plan.config, but="unlabelled")  # its photos are the same; it may have moved
             plan.folder.require_same_teacher(plan.teacher_sha256)
             plan.folder.require_same_features(plan.features)
         else:

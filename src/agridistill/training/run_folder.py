@@ -28,7 +28,7 @@ from agridistill.training.settings import DistillConfig, TrainConfig
 from agridistill.version import __version__
 
 # Settings that a resume may change, because they do not change the result.
-MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes", "unlabelled"})
+MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
 # What other code reads from environment.json.
 ENVIRONMENT_KEYS = ("data", "data_fingerprint", "layout", "normalisation", "skipped", "start", "teacher_sha256")
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
@@ -95,8 +95,8 @@ class RunFolder:
         """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))
 
-    def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER`.
+    def require_same_recipe(self, config: TrainConfig | DistillConfig, *, but: str = "") -> None:
+        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER` and `but`.
 
         Raises:
             RunError: a setting differs; the message names the first such setting.
@@ -104,7 +104,7 @@ class RunFolder:
         stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
-            if key not in MAY_DIFFER and before != now:
+            if key not in (*MAY_DIFFER, but) and before != now:
                 raise RunError(
                     f"{section}.{key} = {before} as in the run that is resumed",
                     str(now),
