@@ -85,13 +85,18 @@ def test_a_resume_uses_exactly_the_photos_of_its_start(tmp_path: Path, prepared:
 def test_a_folder_of_which_nothing_can_be_used_is_refused(tmp_path: Path, prepared: PreparedData) -> None:
     with pytest.raises(DataError, match="which does not exist"):
         found(tmp_path / "absent", prepared)
+    with pytest.raises(DataError, match=r"photos in the folder of --unlabelled; got no files in"):
+        found(tmp_path, prepared)
+    (tmp_path / "1.cr2").write_bytes(b"raw")
+    with pytest.raises(DataError, match=r"got 1 \.cr2 in '.*'; "):
+        found(tmp_path, prepared)
     (tmp_path / "copy.jpg").write_bytes((prepared.root / prepared.val[0].path).read_bytes())
     with pytest.raises(DataError, match="none of 1 in"):
         found(tmp_path, prepared)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.6])
-@pytest.mark.parametrize(("labelled", "unlabelled"), [(40, 755), (1, 1000), (500, 500), (1000, 10)])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.6])
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(40, 755), (1, 1000), (500, 500), (1000, 10), (30, 70)])
 def test_photos_with_labels_are_repeated_no_more_than_their_share_needs(
     labelled: int, unlabelled: int, share: float
 ) -> None:

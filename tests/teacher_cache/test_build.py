@@ -24,6 +24,7 @@ from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models import LiveTeacher, TeacherOutputs
 from agridistill.teacher_cache import CachedTeacher, store
+from agridistill.teacher_cache.features import read_projections, write_projections
 from agridistill.teacher_cache.store import TeacherCache, cache_key, differences, digest_of, read_document
 from agridistill.training import parts
 from agridistill.training.module import DistillationModule
@@ -285,6 +286,24 @@ def test_a_killed_build_continues_with_the_same_projection(leaves: Path, teacher
     (folder / "checksums.bin").write_bytes(b"")
     distill(leaves, teacher, tmp_path / "c", one)
     assert (folder / "records.bin").read_bytes() == records
+
+
+def test_features_of_another_projection_are_built_again(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(HINTS, distill=replace(HINTS.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one)
+    folder = cache_of(teacher)
+    layout = read_document(folder)[1]  # type: ignore[index]
+    before = np.fromfile(folder / "records.bin", layout.dtype)["features_s16"]
+    projections = read_projections(folder / "projection.npz", layout.features)
+    turned = {stride: each._replace(components=-each.components) for stride, each in projections.items()}
+    write_projections(folder / "projection.npz", turned)
+    distill(leaves, teacher, tmp_path / "b", replace(one, distill=replace(one.distill, views=2)))
+    after = np.fromfile(folder / "records.bin", layout.dtype)["features_s16"]
+    assert np.array_equal(after[: len(before)], -before)
+    # Without its document, the projection is of unknown origin as well.
+    (folder / "cache.json").unlink()
+    distill(leaves, teacher, tmp_path / "c", one)
+    assert np.array_equal(np.fromfile(folder / "records.bin", layout.dtype)["features_s16"], before)
 
 
 def test_methods_without_features_share_a_cache_without_them(leaves: Path, teacher: Path, tmp_path: Path) -> None:

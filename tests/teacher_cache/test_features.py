@@ -103,3 +103,8 @@ def test_projections_are_read_as_written_and_a_damaged_file_is_refused(tmp_path:
     path.unlink()
     with pytest.raises(RunError, match="delete the folder of this cache"):
         read_projections(path, [8, 16])
+
+
+def test_photos_of_which_none_can_be_read_are_reported() -> None:
+    with pytest.raises(RunError, match="readable training photos; got none; check the disk"):
+        fit_projections([], {16: 4})

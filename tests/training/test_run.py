@@ -348,6 +348,19 @@ distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=
 """
 
 
+def test_a_resume_compares_the_features_of_its_start(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", student("hybrid-hint")
+    distill(leaves, teacher_run, out, config)
+    (out / "evaluation.json").unlink()
+    with pytest.raises(RunError, match=r"features from the teacher's cache.*leave --no-cache out"):
+        distill(leaves, teacher_run, out, config, resume=True, cache=False)
+    environment = RunFolder(out).read_environment()
+    del environment["teacher_features"]  # as in earlier versions, which cached no features
+    (out / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(RunError, match=r"features from the teacher's network.*pass --no-cache"):
+        distill(leaves, teacher_run, out, config, resume=True)
+
+
 # A network with stochastic depth and loaders of their own: whatever is random must be the same again. The second one is
 # killed while it learns features. The first shows each class equally often.
 @pytest.mark.slow

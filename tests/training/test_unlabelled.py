@@ -16,6 +16,7 @@ from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, turned_phashes_of
 from agridistill.data.likeness import read_learnt
+from agridistill.data.prepare import prepare_data
 from agridistill.errors import ConfigError, DataError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.training.run import distill, train
@@ -94,6 +95,17 @@ def test_a_resume_needs_the_photos_of_its_start(
         distill(leaves, teacher_run, begun, without, resume=True)
 
 
+def test_the_result_of_a_finished_run_is_not_that_of_other_photos_without_labels(
+    run: Path, leaves: Path, teacher_run: Path, others: Path, tmp_path: Path
+) -> None:
+    config = config_with(others, epochs=2)
+    assert distill(leaves, teacher_run, run, config, resume=True).out == run
+    for unlabelled in (None, str(tmp_path)):
+        changed = replace(config, data=replace(DATA, unlabelled=unlabelled))
+        with pytest.raises(RunError, match=r"data.unlabelled = .* as in the run that is resumed"):
+            distill(leaves, teacher_run, run, changed, resume=True)
+
+
 @pytest.mark.parametrize("method", ["ce", "dkd"])
 def test_a_method_that_needs_labels_is_refused(
     method: str, leaves: Path, teacher_run: Path, others: Path, tmp_path: Path
@@ -116,13 +128,17 @@ def test_the_folder_of_the_labels_itself_gives_the_photos_whose_labels_are_not_u
     leaves: Path, teacher_run: Path, tmp_path: Path
 ) -> None:
     config = config_with(leaves)
-    config = replace(config, data=replace(config.data, labels=0.2))
+    config = replace(config, data=replace(config.data, labels=0.4, val_fraction=0.4))
     distill(leaves, teacher_run, tmp_path / "run", config)
     folder = RunFolder(tmp_path / "run")
     split = json.loads(folder.splits.read_text())["splits"]
     kept = set(folder.read_unlabelled())
     assert kept
     assert not kept & {*split["train"], *split["val"], *split["test"]}
+    # Some photos of validation leaves have lost their label.
+    data = prepare_data(leaves)
+    leaf_of = {sample.path: sample.leaf_id for sample in (*data.train, *data.val, *data.test)}
+    assert not {leaf_of[path] for path in kept} & {leaf_of[path] for path in (*split["val"], *split["test"])}
 
 
 def test_with_head_first_and_balance_a_live_teacher_gives_the_same_as_its_cache(

@@ -196,7 +196,7 @@ def distill(
     ] = None,
     cache: Annotated[
         bool,
-        Option(help="Run the teacher once and store its outputs (not its features), or run it in every step."),
+        Option(help="Run the teacher once and store its outputs (features compressed), or run it in every step."),
     ] = True,
     cache_dir: Annotated[Path | None, Option(help="Store the teacher's outputs here, not in its run folder.")] = None,
     unlabelled: Annotated[

@@ -21,7 +21,7 @@ from agridistill.data.inspection import (
 )
 from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
 from agridistill.errors import DataError
-from agridistill.photo_files import passed_over
+from agridistill.photo_files import counts_by_suffix, how_to_read, passed_over
 from agridistill.progress import ProgressCallback, silent
 
 logger = logging.getLogger(__name__)
@@ -54,19 +54,28 @@ def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> i
         (4, 1)
     """
     share = LABELLED_SHARE if share is None else share
-    return max(1, math.ceil(share / (1 - share) * unlabelled / labelled))
+    # Rounded first: an error in the last digit must not repeat all photos once more.
+    return max(1, math.ceil(round(share / (1 - share) * unlabelled / labelled, 9)))
 
 
 def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
     """Lists the photos and the other files in a folder of photos without labels and in all its subfolders.
 
     Raises:
-        DataError: the folder does not exist or cannot be read.
+        DataError: the folder does not exist, cannot be read or has no photos.
     """
     if not root.is_dir():
         got = f"the file '{root}'" if root.exists() else f"'{root}', which does not exist"
         raise DataError("a folder of photos without labels", got, "correct --unlabelled")
-    return files_in(root)
+    photos, others = files_in(root)
+    if not photos:
+        got = counts_by_suffix(others) if others else "no files"
+        raise DataError(
+            "photos in the folder of --unlabelled",
+            f"{got} in '{root}'",
+            how_to_read(others, otherwise="correct --unlabelled"),
+        )
+    return photos, others
 
 
 def find_unlabelled(
@@ -84,7 +93,7 @@ def find_unlabelled(
 
     Args:
         root: the folder; photos may be in subfolders of any depth.
-        parts: the labelled photos by the name of their part, "train", "val" or "test".
+        parts: the photos of the data folder by the name of their part; all parts but "train" are held out.
         inspection: the records of these photos.
         only: paths of the photos that an earlier call has chosen: exactly these are used, and no copies are searched.
         progress: called with (photos read, all photos).
@@ -122,7 +131,7 @@ def find_unlabelled(
             )
     if not readable:
         raise DataError(
-            "photos without labels that are not in the data folder as well",
+            "readable photos without labels that are not in the data folder as well",
             f"none of {len(samples)} in '{root}' can be used",
             "pass a folder with other photos, or leave --unlabelled out",
         )

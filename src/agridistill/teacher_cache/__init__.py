@@ -1,8 +1,7 @@
 """Stores the outputs of a teacher on the disk, so that the teacher runs only once for many students.
 
 `store` defines the files and their key, `features` compresses feature maps, `build` fills a cache and reads it during
-training. A cache that is damaged, or
-was made for another teacher, data set, recipe or version, is never used.
+training. A cache that is damaged, or was made for another teacher, data set, recipe or version, is never used.
 """
 
 from agridistill.teacher_cache.build import CachedTeacher, Gather, UncachedTeacher, load_teacher, sync_errors

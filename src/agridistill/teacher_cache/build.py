@@ -30,6 +30,7 @@ from agridistill.teacher_cache.features import (
     write_projections,
 )
 from agridistill.teacher_cache.store import (
+    PROJECTION,
     Block,
     CacheLayout,
     Key,
@@ -44,7 +45,6 @@ from agridistill.teacher_cache.store import (
 logger = logging.getLogger(__name__)
 
 _BUILD_BATCH = 64
-_PROJECTION = "projection.npz"
 
 Gather = Callable[[Any], Sequence[Any]]
 """A function that exchanges values: every process calls it with its value and gets those of all, in rank order."""
@@ -272,13 +272,11 @@ class CachedTeacher:
                 if rank == 0:
                     held.enter_context(building(self.folder))
                     self._cache = self._open()
+                    self._fit_projections(workers)
             with sync_errors(gather, rank):
                 cache = self._cache = self._cache or self._open()
                 own = cache.missing(rank, world)
             total = sum(gather(sum(block.stop - block.start for block in own)))
-            with sync_errors(gather, rank):
-                if rank == 0 and total:
-                    self._fit_projections(workers)
             with sync_errors(gather, rank):
                 self._build_share(cache, own, total, workers, progress)
         if world > 1:
@@ -312,7 +310,7 @@ class CachedTeacher:
             return
         teacher, viewing = self._teacher(), self.viewing
         self._live = None
-        projections = read_projections(self.folder / _PROJECTION, self.layout.features) if self.layout.features else {}
+        projections = read_projections(self.folder / PROJECTION, self.layout.features) if self.layout.features else {}
         batches = ([viewing.key(block.view, photo) for photo in part] for block in own for part in _batches(block))
         loader = self._loader(batches, workers)
         done, share = 0, sum(block.stop - block.start for block in own)
@@ -338,7 +336,7 @@ class CachedTeacher:
 
     def _fit_projections(self, workers: int) -> None:
         """Fits how features are compressed, to the first view of some photos, unless an earlier build has."""
-        path, viewing = self.folder / _PROJECTION, self.viewing
+        path, viewing = self.folder / PROJECTION, self.viewing
         if not self.layout.features or path.exists():
             return
         photos = np.linspace(0, len(viewing.samples) - 1, min(FIT_PHOTOS, len(viewing.samples)), dtype=np.int64)

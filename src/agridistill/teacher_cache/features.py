@@ -21,7 +21,10 @@ from agridistill.errors import RunError
 from agridistill.storage import replacing
 
 FEATURE_BYTES = 3840
-"""Most bytes that the features of one view take, over all stages: 60 channels on a grid of 8 x 8."""
+"""Most bytes of one view's features over all stages, such as 60 channels on a grid of 8 x 8.
+
+A stage keeps at least one channel, so a grid of more positions takes more.
+"""
 FIT_PHOTOS = 512
 """Number of training photos whose features determine the principal components."""
 _LARGEST = 127
@@ -68,8 +71,11 @@ def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, 
     """Computes the principal components of features over all photos and positions.
 
     Args:
-        batches: batches of features `(B, channels, H, W)` by stride; at least one photo.
+        batches: batches of features `(B, channels, H, W)` by stride.
         kept: number of components by stride.
+
+    Raises:
+        RunError: there is no batch, because no photo can be read.
     """
     sums: dict[int, Tensor] = {}
     products: dict[int, Tensor] = {}
@@ -80,6 +86,9 @@ def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, 
             sums[stride] = sums.get(stride, 0) + rows.sum(0)
             products[stride] = products.get(stride, 0) + rows.T @ rows
             counts[stride] += len(rows)
+    if not sums:
+        remedy = "check the disk or network drive of the photos, then continue with --resume"
+        raise RunError("readable training photos", "none", remedy)
     found = {}
     for stride, count in kept.items():
         mean = sums[stride] / counts[stride]

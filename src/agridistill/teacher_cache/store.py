@@ -12,7 +12,8 @@ checksum is written, so killing the process loses at most one block.
       records.bin      (views, photos) records: seed uint32, logits float16 (K), maps float16 (H, W) or (M, H, W),
                        features int8 (C, H, W) with their scale float32
       projection.npz   how the features were compressed; only with features
-      checksums.bin    (views, blocks) uint64: 0 if not built yet, else 2^32 + the CRC-32 of the block's records
+      checksums.bin    (views, blocks) uint64: 0 if not built yet, else 2^32 + the CRC-32 of the projection and the
+                       block's records
       lock             held by the process that builds
 """
 
@@ -52,6 +53,7 @@ FORMAT_VERSION = 1
 BLOCK_PHOTOS = 256
 _BUILT = 1 << 32
 _DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
+PROJECTION = "projection.npz"
 _DELETE = "delete the folder; the cache is then built again"
 
 Key = Mapping[str, str | int | float | bool]
@@ -244,7 +246,7 @@ class TeacherCache:
         with _disk_errors(folder):
             if stored is None:
                 # Without the document the origin of the records is unknown: delete them before writing it.
-                for name in (_RECORDS, _CHECKSUMS):
+                for name in (_RECORDS, _CHECKSUMS, PROJECTION):
                     (folder / name).unlink(missing_ok=True)
                 write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": asdict(layout)})
             self._records_file = _open_at_least(folder / _RECORDS, layout.bytes_for(views))
@@ -259,13 +261,13 @@ class TeacherCache:
             rank: rank of this process, from 0.
             world: number of processes.
         """
-        missing, damaged, size = [], 0, self.layout.dtype.itemsize
+        missing, damaged, size, projection = [], 0, self.layout.dtype.itemsize, self._projection_checksum()
         for block in self.layout.blocks(self.views):
             if block.number % world != rank:
                 continue
             expected = int.from_bytes(_read_at(self._checksums_file, 8, 8 * block.number), "little")
             content = _read_at(self._records_file, (block.stop - block.start) * size, self._offset(block))
-            if expected and expected == _checksum(content):
+            if expected and expected == _BUILT + zlib.crc32(content, projection):
                 continue
             damaged += expected != 0
             missing.append(block)
@@ -280,10 +282,11 @@ class TeacherCache:
             RunError: the disk is full or cannot be written.
         """
         content = records.tobytes()
+        checksum = _BUILT + zlib.crc32(content, self._projection_checksum())
         with _disk_errors(self.folder):
             _write_at(self._records_file, content, self._offset(block))
             # O_DSYNC keeps this order on the disk: a checksum must not be there before its records.
-            _write_at(self._checksums_file, _checksum(content).to_bytes(8, "little"), 8 * block.number)
+            _write_at(self._checksums_file, checksum.to_bytes(8, "little"), 8 * block.number)
 
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
         """Reads the teacher's outputs for B pairs of a photo and a view into memory.
@@ -337,9 +340,10 @@ class TeacherCache:
     def _offset(self, block: Block) -> int:
         return (block.view * self.layout.photos + block.start) * self.layout.dtype.itemsize
 
-
-def _checksum(content: bytes) -> int:
-    return _BUILT + zlib.crc32(content)
+    def _projection_checksum(self) -> int:
+        """Returns the CRC-32 of the projection, 0 without one: features of two projections cannot be compared."""
+        path = self.folder / PROJECTION
+        return zlib.crc32(path.read_bytes()) if self.layout.features and path.exists() else 0
 
 
 def _open_at_least(path: Path, size: int) -> FileIO:

@@ -72,8 +72,9 @@ def carry_out(plan: RunPlan) -> RunResult:
         if plan.fit.keep_views:
             _warn_about_kept_views(plan)
         if plan.resume:
-            plan.folder.require_same_recipe(plan.config)
+            plan.folder.require_same_recipe(plan.config, but="unlabelled")  # its photos are the same; it may have moved
             plan.folder.require_same_teacher(plan.teacher_sha256)
+            plan.folder.require_same_features(plan.features)
         else:
             _write_start(plan)
         return train_parts(plan, parts, saved)
@@ -198,6 +199,7 @@ def _write_start(plan: RunPlan) -> None:
             "skipped": [list(item) for item in prepared.skipped],
             "teacher": str(plan.teacher.path.resolve()) if plan.teacher else None,
             "teacher_sha256": plan.teacher_sha256,
+            "teacher_features": plan.features,
             "layout": prepared.layout.to_json(),
             "train_photos": {name: labels[label] for label, name in enumerate(prepared.classes)},
             "unlabelled": (

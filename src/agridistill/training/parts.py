@@ -106,6 +106,13 @@ class RunPlan:
         """The sha256 of the teacher's weights; None without a teacher."""
         return read_manifest(self.teacher.manifest).weights_sha256 if self.teacher else None
 
+    @property
+    def features(self) -> str | None:
+        """Where the teacher's features come from, "cache" or "network"; None if no term compares them."""
+        if self.teacher is None or not self.config.objective.weights()["w_hint"]:
+            return None
+        return "cache" if self.caches else "network"
+
 
 @dataclass(frozen=True)
 class RunParts:

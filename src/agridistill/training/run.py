@@ -198,12 +198,15 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
-    else:
+    every = (*prepared.train, *prepared.val, *prepared.test)
+    if not resume:
         prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
     if settings.unlabelled is not None:
+        # Also the photos of a held-out leaf that have lost their label by `data.labels`.
+        leaves = {sample.leaf_id for sample in (*prepared.val, *prepared.test)}
         unlabelled = find_unlabelled(
             Path(settings.unlabelled),
-            {name: getattr(prepared, name) for name in SPLIT_NAMES},
+            {"train": prepared.train, "held out": [sample for sample in every if sample.leaf_id in leaves]},
             prepared.inspection,
             only=folder.read_unlabelled() if resume else (),
             progress=request.progress,

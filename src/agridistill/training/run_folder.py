@@ -28,7 +28,7 @@ from agridistill.training.settings import DistillConfig, TrainConfig
 from agridistill.version import __version__
 
 # Settings that a resume may change, because they do not change the result.
-MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes", "unlabelled"})
+MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
 # What other code reads from environment.json.
 ENVIRONMENT_KEYS = ("data", "data_fingerprint", "layout", "normalisation", "skipped", "start", "teacher_sha256")
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
@@ -95,8 +95,8 @@ class RunFolder:
         """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))
 
-    def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER`.
+    def require_same_recipe(self, config: TrainConfig | DistillConfig, *, but: str = "") -> None:
+        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER` and `but`.
 
         Raises:
             RunError: a setting differs; the message names the first such setting.
@@ -104,7 +104,7 @@ class RunFolder:
         stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
-            if key not in MAY_DIFFER and before != now:
+            if key not in (*MAY_DIFFER, but) and before != now:
                 raise RunError(
                     f"{section}.{key} = {before} as in the run that is resumed",
                     str(now),
@@ -137,6 +137,23 @@ class RunFolder:
             names = [f"weights with sha256 {one[:12]}…" if one else "no teacher" for one in (before, sha256)]
             raise RunError(
                 f"the teacher that the run started with ({names[0]})", names[1], "pass that teacher or start a new run"
+            )
+
+    def require_same_features(self, features: str | None) -> None:
+        """Checks that a resumed run gets the teacher's features as at its start: those of the cache are compressed.
+
+        `features` is `RunPlan.features`.
+
+        Raises:
+            RunError: they come from elsewhere.
+        """
+        # Earlier versions cached no features.
+        before = self.read_environment().get("teacher_features", "network")
+        if features is not None and before != features:
+            raise RunError(
+                f"features from the teacher's {before}, as in the run that is resumed",
+                f"features from the teacher's {features}",
+                "pass --no-cache" if before == "network" else "leave --no-cache out",
             )
 
     def require_same_data(self, data: Path, fingerprint: str) -> None:
