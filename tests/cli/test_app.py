@@ -34,7 +34,7 @@ def test_the_summary_says_what_was_written_and_what_comes_next(
     code, out, err = run(capsys, *words)
     assert (code, out) == (0, "")
     assert f"{tmp_path / 'site'}: the page '{colour_model.stem}', release " in err
-    assert "is written: 11 files, 0.0" in err
+    assert "is written: 12 files, 0.0" in err
     assert "There are no words for its classes" in err
     assert err.endswith(f"Next: agridistill app {colour_model} --out {tmp_path / 'site'} --serve\n")
     code, out, err = run(capsys, *words, "--json")
