@@ -2,6 +2,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.colour_backend import colour_backend, colour_photo
 import agridistill
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
+from agridistill.runtime.backends import model_path
 from agridistill.runtime.predictor import PhotoResult, Predictor, expand, read_source
 from agridistill.runtime.verdict import figures, fit_familiarity
 
@@ -337,6 +339,21 @@ def test_two_iterations_over_photos_do_not_disturb_each_other(engine: str) -> No
     both = zip(predictor.predict_many(photos), predictor.predict_many(photos[::-1]), strict=True)
     results = [(first.prediction, second.prediction) for first, second in both]
     assert results == list(zip(expected, expected[::-1], strict=True))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_model_file_that_is_replaced_after_loading_is_not_used_with_the_old_manifest(
+    engine: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(engine)
+    shipped = model_path(Path("tomato"))
+    for suffix in (".onnx", ".json"):
+        shutil.copy(shipped.with_suffix(suffix), tmp_path / f"leaf{suffix}")
+    predictor = agridistill.load(tmp_path / "leaf.onnx", engine=engine)
+    shutil.copy(next(file for file in shipped.parent.glob("*.onnx") if file.stem != shipped.stem), tmp_path / "new")
+    (tmp_path / "new").rename(tmp_path / "leaf.onnx")
+    with pytest.raises(ModelError, match="sha256"):
+        list(predictor.predict_many([plain(1, 2)] * 9))
 
 
 def test_the_copies_of_an_engine_compute_at_the_same_time() -> None:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -36,6 +35,7 @@ class Backend(Protocol):
 
     The engines of files also have a method `copies(number)`: backends of the same file, which as many threads can use
     at the same time. Each computes with one thread: for many photos, this is faster than many threads for each photo.
+    It raises a ModelError if the file has changed since it was loaded.
     """
 
     @property
@@ -104,7 +104,8 @@ class OnnxRuntimeBackend:
 
     def copies(self, number: int) -> list[OnnxRuntimeBackend]:
         """Returns `number` backends for as many threads, which share one session."""
-        self._copy = self._copy or OnnxRuntimeBackend(self._path, self.manifest, threads=1)
+        if self._copy is None:
+            self._copy = OnnxRuntimeBackend(self.manifest.verified_weights(self._path.parent), self.manifest, threads=1)
         return [self._copy] * number
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -157,7 +158,7 @@ class OpenVinoBackend:
     def copies(self, number: int) -> list[OpenVinoBackend]:
         """Returns `number` backends for as many threads; the network is compiled once for all of them."""
         if len(self._copies) != number:
-            first = OpenVinoBackend(self._path, self.manifest, streams=number)
+            first = OpenVinoBackend(self.manifest.verified_weights(self._path.parent), self.manifest, streams=number)
             self._copies = [first, *(copy(first) for _ in range(number - 1))]
             for each in self._copies[1:]:
                 each._request, each._lock = first._compiled.create_infer_request(), threading.Lock()
@@ -184,7 +185,7 @@ class LiteRtBackend:
 
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
         self.manifest = manifest
-        self.threads, self._create = threads, partial(LiteRtBackend, path, manifest, threads=1, reference=reference)
+        self.threads, self._path, self._reference = threads, path, reference
         self._copies, self._lock = list[LiteRtBackend](), threading.Lock()
         with _loading("LiteRT", path, "pip install ai-edge-litert"):
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -217,7 +218,9 @@ class LiteRtBackend:
 
     def copies(self, number: int) -> list[LiteRtBackend]:
         """Returns `number` backends for as many threads."""
-        self._copies += [self._create() for _ in range(number - len(self._copies))]
+        for _ in range(number - len(self._copies)):
+            path = self.manifest.verified_weights(self._path.parent)
+            self._copies.append(LiteRtBackend(path, self.manifest, threads=1, reference=self._reference))
         return self._copies[:number]
 
 

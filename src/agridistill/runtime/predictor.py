@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ _Result = TypeVar("_Result")
 
 # Each thread holds a whole decoded photo in memory.
 _MAX_THREADS = 8
+# Copies of an engine take longer to create than so many photos to compute.
+_FEW = 2
 # So many photos for each thread are in work or wait for their turn, because photos differ in size.
 _AHEAD = 3
 
@@ -186,7 +188,7 @@ def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_si
         ModelError: the model returns NaN, infinity or logits of a wrong shape.
     """
     copies = getattr(backend, "copies", None)
-    if copies is None:
+    if copies is None or (isinstance(sources, Sequence) and len(sources) <= _FEW):
         for batch in read_batches(sources, backend.manifest.preprocessing, batch_size=batch_size):
             readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
             rows = iter(checked_logits(backend, np.stack(readable)) if readable else ())
