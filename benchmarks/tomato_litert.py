@@ -112,7 +112,7 @@ def main() -> None:
     publish(
         {
             "machine": machine(),
-            "photos": counts,
+            "split": counts,
             "largest_logit_difference_to_fp32_file": difference,
             "sha256": sha256_of(out),
             **exported.to_json(),
