@@ -86,7 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--site", type=Path, required=True)
-    parser.add_argument("--model", default="tomato")
+    parser.add_argument(
+        "--model", default="tomato", help="the model of predict, which may be another form of the page's"
+    )
     parser.add_argument("--count", type=int, default=60, help="photos of each size")
     parser.add_argument("--many", type=int, default=500, help="photos for the memory")
     parser.add_argument("--core", type=int, default=0)

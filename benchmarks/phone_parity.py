@@ -29,6 +29,7 @@ from tests.app.photo_forms import File, forms
 import agridistill
 from agridistill.data.folder import scan
 from agridistill.preprocess import enough_pixels
+from agridistill.runtime.backends import model_path
 
 LEAST_SAME, LARGEST_DIFFERENCE = 0.995, 0.01
 
@@ -114,7 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--site", type=Path, required=True)
-    parser.add_argument("--model", default="tomato")
+    parser.add_argument("--model", default=str(model_path("tomato", for_page=True)), help="the model of the page")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)

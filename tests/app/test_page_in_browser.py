@@ -28,6 +28,7 @@ from tests.needs import chromium
 import agridistill
 from agridistill.app import Site, engine_files, write_site
 from agridistill.data.drawn_leaves import draw_leaves
+from agridistill.runtime.backends import model_path
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium", "page"), pytest.mark.timeout(600)]
@@ -59,7 +60,8 @@ def quickly_packed() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def site(quickly_packed: None, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return write_site("tomato", tmp_path_factory.mktemp("tomato") / "site", runtime=ENGINE)
+    """The page of an `.onnx` model."""
+    return write_site(model_path("tomato"), tmp_path_factory.mktemp("tomato") / "site", runtime=ENGINE)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,22 @@ def shoot(phone: Phone, photo: bytes, name: str = "leaf.jpg", kind: str = "image
 
 
 def test_the_page_decides_as_predict_does_whatever_form_a_photo_has(phone: Phone, leaf: Image.Image) -> None:
-    predictor = agridistill.load("tomato", engine="onnxruntime")
+    _decides_as(agridistill.load("tomato", engine="onnxruntime"), phone, leaf)
+
+
+def test_so_does_the_page_of_the_tomato_model(
+    browser: Any, quickly_packed: None, leaf: Image.Image, tmp_path: Path
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'agridistill[litert]'")
+    site = write_site("tomato", tmp_path / "site", runtime=LITERT)
+    with serving(site.out) as server:
+        phone = Phone.of(browser.new_page()).open(server.address)
+        assert phone.engine()["name"] == "LiteRT.js"
+        _decides_as(agridistill.load(model_path("tomato", for_page=True)), phone, leaf)
+        phone.page.close()
+
+
+def _decides_as(predictor: agridistill.Predictor, phone: Phone, leaf: Image.Image) -> None:
     same_pixels = 0
     made = forms(np.random.default_rng(1))
     for form, make in made.items():
@@ -191,7 +208,7 @@ def _listed(site: Site) -> set[str]:
 def test_a_first_visit_takes_at_most_six_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_files, "_LZMA", _BEST_PACKING)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    written = write_site("tomato", tmp_path / "site", runtime=ENGINE)
+    written = write_site("tomato", tmp_path / "site", runtime=LITERT)
     assert written.first_visit_bytes <= MOST_BYTES
     assert written.files <= 20
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tests.app.conftest import WriteSite
 
 from agridistill.app import site as site_module
 from agridistill.errors import AgriDistillError, ConfigError, ModelError, RunError
+from agridistill.runtime import backends
+from agridistill.runtime.backends import model_path
 
 
 def release_of(site: Path) -> dict[str, Any]:
@@ -79,6 +82,25 @@ def test_a_tflite_model_gets_the_engine_that_runs_it(
     files = release_of(tmp_path / "site")["files"]
     assert (tmp_path / "site" / files["engine.js"]["path"]).read_bytes() == b"// litert\n"
     assert files["model"]["path"].endswith("-model.tflite.gz")
+
+
+def test_the_tomato_model_comes_in_the_form_that_a_browser_runs_fastest_also_without_its_engine_here(
+    write: WriteSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    written = write(model="tomato")
+    assert (written.model, written.engine, written.name) == ("tomato-tflite-int8.tflite", "litert", "Tomato")
+    assert written.languages == ("en", "es", "ar")
+
+
+def test_a_damaged_tomato_model_is_refused(write: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = model_path("tomato", for_page=True)
+    damaged = tmp_path / "tomato" / file.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(file.read_bytes()[:-1])
+    shutil.copy(file.with_suffix(".json"), damaged.parent)
+    monkeypatch.setattr(backends, "_FOLDERS", (tmp_path,))
+    assert "expected weights with sha256" in refused(write, tmp_path, ModelError, model="tomato")
 
 
 def test_the_page_and_its_worker_hold_the_release(write: WriteSite, tmp_path: Path) -> None:

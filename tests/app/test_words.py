@@ -83,8 +83,9 @@ def test_a_file_that_is_not_toml_is_one_line(tmp_path: Path) -> None:
         read_words(tmp_path / "none.toml", CLASSES)
 
 
-def test_the_tomato_model_has_words_for_all_its_classes_in_three_languages() -> None:
-    model = model_path("tomato")
+@pytest.mark.parametrize("for_page", [False, True])
+def test_the_tomato_model_has_words_for_all_its_classes_in_three_languages(for_page: bool) -> None:
+    model = model_path("tomato", for_page=for_page)
     manifest = read_manifest(model.with_suffix(".json"))
     file = words_file(model, manifest)
     assert file is not None

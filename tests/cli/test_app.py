@@ -33,7 +33,7 @@ def test_the_summary_says_what_was_written_and_what_comes_next(
     words = ("app", colour_model, "--out", tmp_path / "site", "--runtime", archive)
     code, out, err = run(capsys, *words)
     assert (code, out) == (0, "")
-    assert f"{tmp_path / 'site'}: the page '{colour_model.stem}', release " in err
+    assert f"{tmp_path / 'site'}: the page '{colour_model.stem}' with {colour_model.name}, release " in err
     assert "is written: 12 files, 0.0" in err
     assert "There are no words for its classes" in err
     assert err.endswith(f"Next: agridistill app {colour_model} --out {tmp_path / 'site'} --serve\n")
@@ -43,7 +43,8 @@ def test_the_summary_says_what_was_written_and_what_comes_next(
     assert document["changed"] is False
     assert document["languages"] == []
     assert set(document) == {
-        *("out", "release", "name", "engine", "model_sha256", "languages", "files", "first_visit_bytes", "changed")
+        *("out", "release", "name", "model", "engine", "model_sha256", "languages", "files", "first_visit_bytes"),
+        "changed",
     }
 
 

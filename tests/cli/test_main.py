@@ -544,6 +544,7 @@ def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> Non
     accuracy = "94.2 %"  # as the README and the model card say
     assert re.search(rf"tomato +{file.stat().st_size / 1e6:.1f} MB +224 px +10 +{accuracy}", out)
     assert f"tomato: {file}\n" in out
+    assert f"on the phone page: {model_path('tomato', for_page=True)}\n" in out
     assert all(name in out for name in manifest.classes)
     assert err == "Next: agridistill predict tomato IMAGE\n"
 

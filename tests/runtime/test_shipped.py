@@ -32,6 +32,13 @@ def test_a_name_is_the_shipped_model(models: Path, colour_model: Path) -> None:
     assert agridistill.load("leafy").manifest.classes == agridistill.load(colour_model).manifest.classes
 
 
+def test_the_phone_page_takes_a_form_of_its_own(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "leafy" / "page.tflite").write_bytes(b"")
+    monkeypatch.setattr(backends, "_SHIPPED_FOR_PAGES", {"leafy": "leafy/page.tflite"})
+    assert model_path("leafy", for_page=True) == models / "leafy" / "page.tflite"
+    assert model_path("leafy").suffix == ".onnx"
+
+
 def test_a_folder_of_photos_with_that_name_is_no_model(models: Path) -> None:
     Path("leafy").mkdir()
     assert model_path(Path("leafy")).is_file()

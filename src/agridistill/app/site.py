@@ -46,6 +46,7 @@ class Site:
     out: Path
     release: str  # changes with each file of the page
     name: str  # below the icon on the phone
+    model: str  # name of the model's file
     engine: str  # "onnx" or "litert"
     model_sha256: str
     languages: tuple[str, ...]  # of the words; empty if the classes are shown by their plain labels
@@ -86,7 +87,7 @@ def write_site(
     previous release stay until the next one.
 
     Args:
-        model: an exported file, or the name of a shipped model.
+        model: an exported file, or the name of a shipped model, which is taken in the form for pages.
         out: the folder.
         words: a file of words (see `words`); None takes the one beside the model, if there is one.
         name: the name below the icon; None takes the crop that all classes begin with, or the model's name.
@@ -103,12 +104,15 @@ def write_site(
     out = out.resolve()
     before = _release_in(out, force=force)
     built = read_page(page)
-    path, manifest = _checked_model(model_path(model))
+    path, manifest = _checked_model(model_path(model, for_page=True))
     engine = _ENGINES[path.suffix.lower()]
     found = words or words_file(path, manifest)
     texts = read_words(found, manifest.classes) if found else no_words()
     name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
-    _require_prediction(path, manifest)
+    if path == Path(model):
+        _require_prediction(path, manifest)
+    else:  # a shipped model, which is known to predict; its engine need not be installed here
+        manifest.verified_weights(path.parent)
     contents = _contents(built, engine, path, texts, runtime)
     paths = {logical: each.path for logical, each in contents.items()}
     contents[_MANIFEST] = _Content(_MANIFEST, filled(_MANIFEST, built.templates[_MANIFEST], paths, name))
@@ -121,6 +125,7 @@ def write_site(
         out=out,
         release=str(release["release"]),
         name=name,
+        model=path.name,
         engine=engine,
         model_sha256=manifest.weights_sha256,
         languages=tuple(texts["languages"]),

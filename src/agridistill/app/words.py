@@ -58,10 +58,11 @@ class LanguageWords:
 def words_file(model: Path, manifest: ModelManifest) -> Path | None:
     """Finds the words beside a model file; None if there are none.
 
-    They are called after the model: `leaf.words.toml` belongs to `leaf.onnx`, and also to `leaf-int8.onnx` if that has
-    no file of its own, because the forms of one model share their words.
+    They are called after the model: `leaf.words.toml` belongs to `leaf.onnx`, and also to `leaf-int8.onnx` and
+    `leaf-tflite-int8.tflite` if these have no file of their own, because the forms of one model share their words.
     """
-    names = (model.stem, model.stem.removesuffix(f"-{manifest.precision}"))
+    without_precision = model.stem.removesuffix(f"-{manifest.precision}")
+    names = (model.stem, without_precision, without_precision.removesuffix(f"-{model.suffix[1:]}"))
     files = (model.with_name(f"{name}.words.toml") for name in names)
     return next((file for file in files if file.is_file()), None)
 

@@ -83,7 +83,8 @@ def _summary(site: Site) -> str:
     state = "is written" if site.changed else "has not changed"
     languages = f", words in {', '.join(site.languages)}" if site.languages else ""
     return (
-        f"{printable(str(site.out))}: the page '{printable(site.name)}', release {site.release}, {state}: "
+        f"{printable(str(site.out))}: the page '{printable(site.name)}' with {printable(site.model)}, "
+        f"release {site.release}, {state}: "
         f"{site.files} files, {site.first_visit_bytes / 1e6:.2f} MB for a first visit{languages}"
     )
 

@@ -339,6 +339,7 @@ def models(json: options.Json = False) -> None:
     stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model was trained on")
     for model in found:
         stdout.print(f"{model['name']}: {model['file']}")
+        stdout.print(f"  on the phone page: {model['page_file']}")
         stdout.print(f"  classes: {', '.join(model['classes'])}")
     if found:
         output.next_command("predict", found[0]["name"], "IMAGE")

@@ -24,6 +24,8 @@ _WORTH_A_SLOW_START = 1000
 _X86 = frozenset({"x86_64", "amd64", "i686"})
 SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
 """Models that come with AgriDistill: for each name, the path of the model file in the folder of shipped models."""
+# The form of each that a browser runs fastest (docs/performance.md).
+_SHIPPED_FOR_PAGES: Mapping[str, str] = {"tomato": "tomato/tomato-tflite-int8.tflite"}
 # The folder of shipped models: in a wheel beside the package's modules, in a checkout at its root.
 _FOLDERS = (Path(__file__).parents[1] / "shipped", Path(__file__).parents[3] / "models")
 
@@ -155,21 +157,26 @@ def _is_installed(engine: str) -> bool:
     return find_spec(_module_of(engine)) is not None
 
 
-def model_path(model: Path | str) -> Path:
+def model_path(model: Path | str, *, for_page: bool = False) -> Path:
     """Returns the path of a model that is given as a path or as the name of a shipped model.
 
     A model of that name in the current folder takes precedence. If neither exists, the argument is returned as a path,
     and the caller reports the error.
+
+    Args:
+        model: the path or name.
+        for_page: returns the form of a shipped model that the phone page takes.
     """
-    path, shipped = Path(model), _shipped_file(str(model))
+    path, shipped = Path(model), _shipped_file(str(model), _SHIPPED_FOR_PAGES if for_page else SHIPPED)
     return path if shipped is None or path.is_file() or (path / MANIFEST_NAME).exists() else shipped
 
 
 def shipped_models() -> list[dict[str, Any]]:
     """Returns one dict for every shipped model, as `agridistill models --json` prints them.
 
-    Its keys are "name", "file", "size_bytes", "model", "precision", "image_size", "classes", "test_accuracy",
-    "test_accuracy_ci95", "test_photos", "val_accuracy", "val_photos" and "threshold".
+    Its keys are "name", "file", "page_file" (the form for the phone page), "size_bytes", "model", "precision",
+    "image_size", "classes", "test_accuracy", "test_accuracy_ci95", "test_photos", "val_accuracy", "val_photos" and
+    "threshold".
 
     Raises:
         ModelError: the manifest of a shipped model is missing or damaged.
@@ -183,6 +190,7 @@ def shipped_models() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "file": str(file),
+                "page_file": str(model_path(name, for_page=True)),
                 "size_bytes": file.stat().st_size,
                 "model": manifest.model,
                 "precision": manifest.precision,
@@ -211,6 +219,6 @@ def shipped_hint(model: Path) -> str:
     return f"; shipped models: {', '.join(SHIPPED)}" if len(model.parts) == 1 else ""
 
 
-def _shipped_file(name: str) -> Path | None:
-    files = [folder / SHIPPED[name] for folder in _FOLDERS] if name in SHIPPED else []
+def _shipped_file(name: str, shipped: Mapping[str, str]) -> Path | None:
+    files = [folder / shipped[name] for folder in _FOLDERS] if name in shipped else []
     return next((file for file in files if file.is_file()), None)
