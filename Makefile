@@ -60,13 +60,10 @@ web-check: web ## Check the types of the phone page, and test its modules.
 	npm run check --prefix web
 	npm test --prefix web
 
-# tests/export has processes of its own: one that had run all other tests before LiteRT's converter died of SIGSEGV at the
-# end of a child process, without a trace.
 test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests with coverage, also against real engines and brokers.
 	@if command -v npm >/dev/null; then $(MAKE) web-check; else \
 	  echo "warning: Node and npm are not installed: the tests of the phone page are skipped"; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-report= --ignore tests/export
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-append --cov-fail-under=85 tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
 
 # RabbitMQ comes from the system: apt-get install rabbitmq-server.
 peers: ## Install amqtt (pip) and aedes (npm) into .peers, for test-all.

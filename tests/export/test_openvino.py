@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,32 @@ def test_a_file_that_openvino_cannot_run_is_one_error(tmp_path: Path) -> None:
     manifest.with_weights(file).write(file.with_suffix(".json"))
     with pytest.raises(ModelError, match="a model that OpenVINO can run"):
         api.load(file, engine="openvino")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory map of Linux")
+def test_the_stack_for_signal_handlers_outlives_a_model_that_another_thread_releases(
+    deployable: Callable[[bool], tuple[Any, ...]], tmp_path: Path
+) -> None:
+    # A new process: here, another test may have OpenVINO loaded in any thread.
+    network, manifest, *_ = deployable(False)
+    file = tmp_path / "leaf.onnx"
+    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=False).SerializeToString())
+    manifest.with_weights(file).write(file.with_suffix(".json"))
+    code = """
+import ctypes, sys, threading
+from agridistill import api
+
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+held = [api.load(sys.argv[1], engine="openvino")]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+stack = Stack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+ranges = [line.split()[0].split("-") for line in open("/proc/self/maps")]
+print(stack.start is None or any(int(a, 16) <= stack.start < int(b, 16) for a, b in ranges))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(file)], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,18 @@ class OnnxRuntimeBackend:
         )
 
 
+@cache
+def _openvino_core() -> Any:
+    """The process's only OpenVINO, which is never released.
+
+    Its CPU plugin gives the thread that loads it another stack for signal handlers. If its last model is released in
+    another thread, it unmaps that stack, and the next signal (SIGTERM, the end of a child process) is a SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoBackend:
     """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`.
 
@@ -139,9 +152,7 @@ class OpenVinoBackend:
         if streams:
             options |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams}
         with _loading("OpenVINO", path, "pip install openvino"):
-            import openvino
-
-            compiled = openvino.Core().compile_model(str(path), "CPU", options)
+            compiled = _openvino_core().compile_model(str(path), "CPU", options)
         size = manifest.preprocessing.image_size
         inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
         fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
