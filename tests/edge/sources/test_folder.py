@@ -775,7 +775,7 @@ def test_a_folder_is_quiet_once_nothing_waits_grows_or_changes(opened: Opener, t
     assert source.is_quiet(at_once)
     assert not source.is_quiet(60)  # it has come just now
     (tmp_path / "in" / "b.jpg").write_bytes(photo_bytes(1))
-    assert not source.is_quiet(at_once)  # found by a search, whether or not the system has told
+    assert not source.is_quiet(at_once)  # found by a search, also if the system has not reported it
     assert source.has_backlog()
     assert names(source) == ["b.jpg"]
     (tmp_path / "in" / "c.jpg").write_bytes(photo_bytes(2)[:-20])
