@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ TINY_STUDENT = "mobilenetv3_small_050"
 
 _PATH = os.environ.get("PATH", os.defpath)
 _bare = pytest.StashKey[str]()
+
+
+def pytest_configure() -> None:
+    """Restores Ctrl-C for the commands under test: a shell's background jobs, and their children, ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
