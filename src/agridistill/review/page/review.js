@@ -65,8 +65,8 @@ function show(photo) {
   setPicture(`/photos/${photo.id}.jpg`);
   ahead.delete(photo.id);
   image.alt = `Photo ${photo.name}`;
-  byId("name").textContent = photo.name;
   byId("kept").textContent = keptWords(photo.kept);
+  byId("name").textContent = byId("kept").textContent ? "" : photo.name; // a kept photo is named by a number
   byId("guess").replaceChildren(...guessNodes(photo));
   filter.value = "";
   showClasses();
