@@ -54,7 +54,7 @@ def test_no_row_is_predicted_by_a_model_that_learnt_from_its_leaf() -> None:
     assert found.sum(axis=1) == pytest.approx(np.ones(len(labels)))
     assert abs((found.argmax(axis=1) == labels).mean() - 0.5) < 0.2
     alone = out_of_fold(features, labels, np.arange(120).astype(str), ("a", "b"))
-    assert (alone.argmax(axis=1) == labels).mean() > 0.9
+    assert (alone.argmax(axis=1) == labels).mean() > 0.75
 
 
 def test_a_class_with_a_single_leaf_is_one_line() -> None:
