@@ -91,7 +91,7 @@ def _summary(site: Site) -> str:
 
 def _serve(folder: Path, host: str, port: int) -> None:
     from agridistill.app.server import site_server
-    from agridistill.edge.network import is_loopback
+    from agridistill.local_page import is_loopback
 
     with site_server(folder, host, port) as (server, address):
         stderr.print(f"page: {address} (Ctrl-C ends it)")

@@ -31,6 +31,7 @@ _MODULES = {
     "evaluate": "evaluate",
     "export": "export",
     "predict": "evaluate",
+    "review": "review",
     "models": "evaluate",
     "benchmark": "benchmark",
     "report": "compare",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import re
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -81,11 +80,3 @@ def public_name(parts: SplitResult) -> str:
     # An @ in the path means that the password contains a slash: the path then starts with a part of the password.
     path = "" if "@" in parts.path else "/…" if _PARAMETERS.search(unquote(parts.path)) else parts.path
     return f"{parts.scheme}://{without_user(parts).netloc}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether `host` is a loopback address or "localhost", which only this machine can reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

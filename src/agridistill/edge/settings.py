@@ -16,10 +16,10 @@ from agridistill.arguments import require_threads
 from agridistill.edge.alerts.rules import Rule, WindowMinutes, default_rules
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.outputs import Command
-from agridistill.edge.network import is_loopback
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.outbox import OutboxLimits
 from agridistill.errors import ConfigError
+from agridistill.local_page import is_loopback
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 

@@ -87,6 +87,12 @@ class Explanation:
         canvas.paste(below, (_MARGIN, panels_top + height + _MARGIN))
         return canvas
 
+    def overlay(self, longest_side: int) -> Image.Image:
+        """Returns the photo coloured by the map, with `longest_side` pixels on its longer side."""
+        scale = longest_side / max(self.photo.size)
+        width, height = (max(1, round(side * scale)) for side in self.photo.size)
+        return self._with_map(self.photo.resize((width, height), Image.Resampling.BICUBIC), scale)
+
     def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
         """Draws the map over the part of the photo that the model sees, and darkens the rest."""
         left, top, right, bottom = (round(edge * scale) for edge in self.seen)

@@ -368,7 +368,7 @@ class Predictor:
             if isinstance(found, PhotoError):
                 yield PhotoResult(name, None, str(found))
             else:
-                yield PhotoResult(name, self._prediction(found, top, quality), None)
+                yield PhotoResult(name, self.judged(found, top=top, quality=quality), None)
             if number % _PHOTOS_BETWEEN_RETURNS == 0:
                 return_freed_memory()
 
@@ -378,9 +378,11 @@ class Predictor:
         Raises:
             ModelError: the model returns NaN, infinity or logits of a wrong shape.
         """
-        return self._prediction(Computed(pixels, checked_logits(self.backend, pixels[None])[0]), top, quality)
+        computed = Computed(pixels, checked_logits(self.backend, pixels[None])[0])
+        return self.judged(computed, top=top, quality=quality)
 
-    def _prediction(self, computed: Computed, top: int, quality: QualitySettings | None) -> Prediction:
+    def judged(self, computed: Computed, *, top: int = 1, quality: QualitySettings | None = _QUALITY) -> Prediction:
+        """Returns the prediction for a photo whose logits `compute_photos` has computed with this model."""
         pixels, threshold = computed.pixels, self.manifest.threshold
         probabilities = softmax(computed.logits, self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top]

@@ -17,13 +17,13 @@ import pytest
 from tests.edge.conftest import wait_for
 from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
 
-from agridistill.edge import page as page_module
 from agridistill.edge.alerts.rules import PlotHealth
 from agridistill.edge.page import PageServer
 from agridistill.edge.page.view import _verdict
 from agridistill.edge.state import AgentState, metrics_text
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
+from agridistill.local_page import server as local_server
 
 TOKEN = "a-token-of-some-length"  # noqa: S105 - of these tests alone
 AN_ID = f"{2:032x}"
@@ -289,7 +289,7 @@ ROUTES = ["/", "/content", "/metrics", "/api/state", "/api/detections", "/api/al
 @pytest.mark.parametrize("path", [*ROUTES, "/missing"])
 def test_every_route_needs_the_token(guarded: Asker, path: str) -> None:
     status, headers, body = guarded.ask(path)
-    assert (status, body) == (401, b"this page needs the agent's token: send it as Authorization: Bearer TOKEN\n")
+    assert (status, body) == (401, b"this page needs its token: send it as Authorization: Bearer TOKEN\n")
     assert headers["WWW-Authenticate"].startswith("Bearer")
     for wrong in (TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer", "Bearer \u00fc"):
         assert guarded.status(path, Authorization=wrong) == 401, wrong
@@ -348,13 +348,13 @@ def test_what_is_no_http_gets_a_line_and_no_traceback(open_page: Asker, caplog: 
 
 
 def test_many_silent_clients_are_held_off_and_let_go(open_page: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "_WAIT_FOR_PLACE_S", 0.05)
+    monkeypatch.setattr(local_server, "_WAIT_FOR_PLACE_S", 0.05)
     silent = [open_page.connect() for _ in range(8)]
     try:
         with open_page.connect() as one_too_many:
             assert one_too_many.recv(100).startswith(b"HTTP/1.0 503 ")
         # One that sends a byte now and then is ended as well.
-        monkeypatch.setattr(page_module, "_LONGEST_CONNECTION_S", 0.1)
+        monkeypatch.setattr(local_server, "_LONGEST_CONNECTION_S", 0.1)
         silent[0].sendall(b"G")
         assert silent[0].recv(100) == b""
         wait_for(lambda: open_page.status("/") == 200, what="the page")

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import logging
 import re
 import socket
-import socketserver
-import sys
 import threading
-import time
 from collections.abc import Callable
-from http.server import ThreadingHTTPServer
-from typing import Any
 
 from agridistill.app.page_files import RELEASE_NAME
-from agridistill.edge.network import is_loopback
-from agridistill.edge.page.requests import Access, Handler
+from agridistill.edge.page.requests import Handler
 from agridistill.edge.page.view import Page
 from agridistill.errors import EdgeError
+from agridistill.local_page import Access, LocalServer, is_loopback, page_url
 
 __all__ = ["Page", "PageServer", "page_address"]
 
-logger = logging.getLogger(__name__)
-
 # An address of a network for documentation (RFC 5737): the route there is this device's default route.
 _ELSEWHERE = ("192.0.2.1", 9)
-_MAX_CONNECTIONS = 8
-_WAIT_FOR_PLACE_S = 1.0
-# Needed in addition to the socket's timeout, which a client avoids by sending a byte now and then.
-_LONGEST_CONNECTION_S = 30.0
-# Longest delay of `shutdown`, and of the end of a connection that reached its limit.
+# Longest delay of `shutdown`.
 _POLL_S = 0.1
 _MIN_TOKEN = 16
 _TOKEN = re.compile(f"[!-~]{{{_MIN_TOKEN},}}")  # printable ASCII without blanks
-_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 5\r\n\r\ntoo many connections\n"
 
 
 class PageServer:
@@ -78,11 +64,11 @@ class PageServer:
     @property
     def address(self) -> str:
         """The page's URL, such as `http://127.0.0.1:8571/`; only available inside the `with` block."""
-        return _url(self._host, int(self._server.server_address[1]))
+        return page_url(self._host, int(self._server.server_address[1]))
 
     def __enter__(self) -> PageServer:
         try:
-            self._server = _Server(self._host, self._port, self._page, self._access)
+            self._server = LocalServer(self._host, self._port, self._page, self._access, Handler)
         except OSError as error:
             raise EdgeError(
                 "a free address of this device for the page",
@@ -100,84 +86,6 @@ class PageServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    """An HTTP server that limits the number of connections and the time of each."""
-
-    daemon_threads = True
-    request_queue_size = 32
-
-    def __init__(self, host: str, port: int, page: Page, access: Access) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.page, self.access = page, access
-        # Values of the Host header that are answered; None for all.
-        self.names = {"localhost", "127.0.0.1", "::1", host.lower()} if is_loopback(host) else None
-        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
-        self._since: dict[socket.socket, float] = {}
-        self._lock = threading.Lock()
-        super().__init__((host, port), Handler)
-
-    def server_bind(self) -> None:
-        """Binds to the address without looking up this device's name, as HTTPServer would."""
-        # The name is not used, and without a name server the lookup would delay the agent's start by many seconds.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answers a connection in a thread, or with status 503 if too many are open for a second.
-
-        It waits because a page with many pictures opens more connections than are allowed.
-        """
-        if not self._places.acquire(timeout=_WAIT_FOR_PLACE_S):
-            with contextlib.suppress(OSError):
-                request.setblocking(False)
-                request.send(_BUSY)
-            self.shutdown_request(request)
-            return
-        with self._lock:
-            self._since[request] = time.monotonic()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._release(request)
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answers one connection in its thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._release(request)
-
-    def service_actions(self) -> None:
-        """Ends connections that have been open for 30 s or longer."""
-        self._end_connections(older_than_s=_LONGEST_CONNECTION_S)
-
-    def server_close(self) -> None:
-        """Ends all connections, and waits up to 2 s for their threads, because the history may be closed next."""
-        super().server_close()
-        self._end_connections(older_than_s=0)
-        deadline = time.monotonic() + 2
-        while self._since and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Logs an error of a connection, except if the client only disconnected."""
-        if not isinstance(sys.exception(), OSError):
-            logger.exception("the page failed to answer a request")
-
-    def _end_connections(self, older_than_s: float) -> None:
-        with self._lock:
-            old = [one for one, since in self._since.items() if time.monotonic() - since >= older_than_s]
-            for connection in old:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def _release(self, request: socket.socket) -> None:
-        with self._lock:
-            self._since.pop(request, None)
-        self._places.release()
-
-
 def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
     """Returns a function that returns the URL at which other devices reach the page.
 
@@ -192,7 +100,7 @@ def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], 
     if not port or is_loopback(host):
         return lambda: None
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
-        return lambda: _url(host, port)
+        return lambda: page_url(host, port)
 
     known: list[str] = []
 
@@ -200,14 +108,10 @@ def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], 
         if not known:
             # The address towards a broker on this machine is loopback: take the one of the default route instead.
             own = (_own_address(*peer) for peer in (broker, _ELSEWHERE))
-            known.extend(_url(each, port) for each in own if each is not None and not _is_local(each))
+            known.extend(page_url(each, port) for each in own if each is not None and not _is_local(each))
         return known[0] if known else None
 
     return address
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _own_address(host: str, port: int) -> str | None:

@@ -1,0 +1,289 @@
+"""The command `agridistill review`: label photos fast in a browser, and turn the labels into data for training."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, percent, printable, stderr, stdout
+
+if TYPE_CHECKING:
+    from agridistill.progress import ProgressCallback
+    from agridistill.review import Choice, Judgements, ReviewLog
+    from agridistill.review.ranking import Order
+    from agridistill.runtime.predictor import Predictor
+
+RECORD = "review.csv"
+_LISTED = 20
+
+
+def review(
+    folder: Annotated[
+        Path | None, Argument(metavar="FOLDER", help="Review the photos in this folder and the folders below it.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        Option(metavar="MODEL", help="Show what this model says, and ask first where it is least sure."),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        Option(
+            metavar="PHOTOS",
+            help="Offer the classes of this labelled folder as labels.",
+            show_default="the model's classes",
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        Option(metavar="MODEL", help="Ask first where this second model disagrees with --model."),
+    ] = None,
+    suspects: Annotated[
+        Path | None,
+        Option(metavar="PHOTOS", help="Review the photos of this labelled folder whose labels are most doubtful."),
+    ] = None,
+    reviewer: Annotated[
+        str | None, Option(metavar="NAME", help="Record the choices under this name.", show_default="the user's name")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="Record the choices in this CSV.", show_default="FOLDER/review.csv")
+    ] = None,
+    agreement: Annotated[
+        bool, Option("--agreement", help="Print how far the reviewers agree, and where they do not.")
+    ] = False,
+    import_: Annotated[
+        Path | None,
+        Option(
+            "--import",
+            metavar="FILE",
+            help="Add the choices of a Label Studio export, of another review.csv or of a table of labels.",
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None, Option(metavar="FILE", help="Write all choices for Label Studio, as .json or .csv.")
+    ] = None,
+    into: Annotated[
+        Path | None, Option(metavar="DIR", help="Copy the labelled photos into this folder, one folder for each class.")
+    ] = None,
+    table: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the labels to this CSV, for `train FOLDER --labels FILE`.")
+    ] = None,
+    port: Annotated[int, Option(min=0, max=65_535, help="Serve at this port; 0 chooses a free one.")] = 8573,
+    host: Annotated[str, Option(help="Serve at this address; others than this machine need the printed token.")] = (
+        "127.0.0.1"
+    ),
+    json: options.Json = False,
+) -> None:
+    """Label photos fast in a browser on this machine, the most worthwhile ones first.
+
+    Each choice is on the disk before the next one. With --agreement, --import, --export, --into or --table no page is
+    served. Photos on which reviewers disagree get no label, nor do those judged as several, not a leaf or cannot tell.
+    """
+    from agridistill.data.folder import files_in, require_folder, scan
+    from agridistill.errors import DataError
+    from agridistill.review import ReviewLog
+
+    root = suspects or folder
+    if root is None or (suspects is not None and folder is not None):
+        raise typer.BadParameter("pass either FOLDER or --suspects PHOTOS")
+    require_folder(root)
+    given: Mapping[str, str] = {}
+    if suspects is not None:
+        labelled = scan(suspects)
+        given = {sample.path: labelled.classes[sample.label] for sample in labelled.samples}
+    photos = sorted(given) or sorted(files_in(root)[0])
+    if not photos:
+        raise DataError("photos to review", f"none in '{root}'", "check the path")
+    log = ReviewLog(out or root / RECORD)
+    name = reviewer or _user()
+    if agreement or import_ or export or into or table:
+        if import_ is not None:
+            _import(import_, root, photos, name, log)
+        _results(root, log, given, agreement=agreement, export=export, into=into, table=table, json=json)
+        return
+    if model is None and classes is None and suspects is None:
+        raise typer.BadParameter("pass --model MODEL, --classes PHOTOS or both")
+    _serve(root, photos, model, classes, teacher, given, name, log, host, port)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        return "reviewer"
+
+
+def _import(file: Path, root: Path, photos: Sequence[str], reviewer: str, log: ReviewLog) -> None:
+    from agridistill.review.exchange import read_judgements
+
+    actions, absent = read_judgements(file, root, photos, reviewer)
+    known = set(log.read())
+    new = [action for action in actions if action not in known]
+    if new:
+        log.append(new)
+    stderr.print(f"{len(new):,} new lines from '{printable(str(file))}' in '{printable(str(log.path))}'")
+    if absent:
+        stderr.print(f"left out: {len(absent):,} without a photo, the first '{printable(absent[0])}'", style="yellow")
+
+
+def _results(
+    root: Path,
+    log: ReviewLog,
+    given: Mapping[str, str],
+    *,
+    agreement: bool,
+    export: Path | None,
+    into: Path | None,
+    table: Path | None,
+    json: bool,
+) -> None:
+    from agridistill.review import LABEL, Judgements, settled
+    from agridistill.review.exchange import CSV_COLUMNS, write_label_studio
+    from agridistill.review.results import TABLE_HEADER, write_class_folders, write_label_table
+    from agridistill.storage import require_result_file
+
+    judgements = Judgements(log.read())
+    agreed, disputed = settled(judgements)
+    labels = {photo: choice.label for photo, choice in agreed.items() if choice.verdict == LABEL}
+    labels = {photo: label for photo, label in labels.items() if (root / photo).is_file()}
+    if agreement:
+        _print_agreement(judgements, disputed, json=json)
+    if export is not None:
+        header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "[\n"
+        require_result_file(export, "--export", header=header)
+        write_label_studio(judgements, export)
+    if into is not None:
+        copied = write_class_folders(root, labels, into)
+        stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
+    if table is not None:
+        require_result_file(table, "--table", header=TABLE_HEADER)
+        kept = {photo: label for photo, label in given.items() if photo not in agreed and photo not in disputed}
+        write_label_table({**kept, **labels}, table)
+        stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
+    if into is not None or table is not None:
+        without = len(agreed) - len(labels)
+        if without:
+            stderr.print(f"left out: {without:,} photos judged as several, not a leaf or cannot tell, or not there")
+        if disputed:
+            first = next(iter(disputed))
+            stderr.print(
+                f"left out: {len(disputed):,} photos on which reviewers disagree, the first '{printable(first)}' "
+                "(--agreement lists them)",
+                style="yellow",
+            )
+        if into is not None:
+            output.next_command("train", into, "--out", "model")
+        elif table is not None:
+            output.next_command("train", root, "--labels", table, "--out", "model")
+
+
+def _print_agreement(judgements: Judgements, disputed: Mapping[str, Mapping[str, Choice]], *, json: bool) -> None:
+    from agridistill.review import agreements
+
+    pairs = agreements(judgements)
+    if json:
+        rows = [
+            {"photo": photo, "choices": {name: choice.words for name, choice in choices.items()}}
+            for photo, choices in disputed.items()
+        ]
+        output.print_json({"agreement": [pair.to_json() for pair in pairs], "disagreements": rows})
+        return
+    table = output.new_table("agreement of the reviewers", "reviewers", "photos", "agreed", "Cohen's kappa")
+    for pair in pairs:
+        kappa = UNDEFINED if pair.kappa is None else f"{pair.kappa:.2f}"
+        shares = percent(pair.agreed / pair.photos) if pair.photos else UNDEFINED
+        table.add_row(printable(" and ".join(pair.reviewers)), f"{pair.photos:,}", shares, kappa)
+    output.print_table(table)
+    if not disputed:
+        stdout.print("no disagreements")
+        return
+    table = output.new_table("disagreements", "photo", "choices")
+    table.columns[1].justify = "left"
+    for photo, choices in list(disputed.items())[:_LISTED]:
+        words = ", ".join(f"{name}: {choice.words}" for name, choice in choices.items())
+        table.add_row(printable(photo), printable(words))
+    output.print_table(table)
+    if len(disputed) > _LISTED:
+        output.print_note(f"and {len(disputed) - _LISTED:,} more: --json prints all")
+
+
+def _serve(
+    root: Path,
+    photos: Sequence[str],
+    model: Path | None,
+    classes: Path | None,
+    teacher: Path | None,
+    given: Mapping[str, str],
+    reviewer: str,
+    log: ReviewLog,
+    host: str,
+    port: int,
+) -> None:
+    from agridistill.data.folder import scan
+    from agridistill.local_page import is_loopback
+    from agridistill.review.server import serving
+    from agridistill.review.site import Review
+
+    order: Order
+    with output.progress_bar("loading the model") as progress:
+        from agridistill.api import load
+
+        predictor = load(model) if model is not None else None
+        if given:
+            order, names = _suspects(root, progress)
+        else:
+            order, names = _ranking(root, photos, predictor, teacher, log, reviewer)
+        if classes is not None:
+            names = scan(classes, min_classes=1).classes
+    page = Review(root, order, names, log, reviewer, predictor, given)
+    token = None if is_loopback(host) else secrets.token_urlsafe(12)
+    with serving(page, host, port, token) as address, order:
+        stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    stderr.print(f"The choices are in '{printable(str(log.path))}'.")
+    words: list[str | Path] = ["--suspects", root] if given else [root]
+    record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
+    output.next_command("review", *words, *record, *(("--table", "labels.csv") if given else ("--into", "reviewed")))
+
+
+def _ranking(
+    root: Path,
+    photos: Sequence[str],
+    predictor: Predictor | None,
+    teacher: Path | None,
+    log: ReviewLog,
+    reviewer: str,
+) -> tuple[Order, Sequence[str]]:
+    from agridistill.api import load
+    from agridistill.errors import needs_extra
+    from agridistill.manifest import require_same_classes
+    from agridistill.review import Judgements
+
+    with needs_extra("the search for photos that look alike", "review"):
+        from agridistill.review.ranking import Ranking
+    second = load(teacher) if teacher is not None else None
+    if predictor is not None and second is not None:
+        require_same_classes(predictor.manifest.classes, second.manifest.classes, owner="teacher")
+    judged = Judgements(log.read()).of(reviewer)
+    ranking = Ranking(root, photos, predictor, second if predictor is not None else None, judged)
+    return ranking, predictor.manifest.classes if predictor is not None else ()
+
+
+def _suspects(root: Path, progress: ProgressCallback) -> tuple[Order, Sequence[str]]:
+    from agridistill.errors import needs_extra
+    from agridistill.review.ranking import FixedOrder
+
+    with needs_extra():
+        from agridistill.evaluation.suspects import find_suspects
+    found = find_suspects(root, progress=progress)
+    stderr.print(f"{len(found.predictions):,} of {found.photos:,} labels are doubtful")
+    return FixedOrder(found.predictions), found.folder.classes

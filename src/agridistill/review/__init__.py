@@ -1,0 +1,20 @@
+"""Review of photos by people: the record of their judgements, its agreement and results, and the page to label fast.
+
+No torch: the model runs as on a device.
+"""
+
+from agridistill.review.agreement import Agreement, agreements, cohens_kappa, settled
+from agridistill.review.record import LABEL, SPECIAL, Action, Choice, Judgements, ReviewLog
+
+__all__ = [
+    "LABEL",
+    "SPECIAL",
+    "Action",
+    "Agreement",
+    "Choice",
+    "Judgements",
+    "ReviewLog",
+    "agreements",
+    "cohens_kappa",
+    "settled",
+]

@@ -1,0 +1,194 @@
+"""What the page of a review shows and does, without HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agridistill.errors import DataError
+from agridistill.preprocess import read_photo
+from agridistill.review.ranking import Order
+from agridistill.review.record import LABEL, SPECIAL, UNDO, Action, Choice, Judgements, ReviewLog, now
+from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.verdict import Prediction, percent_words, plain_label
+
+_LISTED = 6
+# Enough for the largest zoom on most screens; smaller photos keep their size.
+_SHORTER_SIDE, _QUALITY = 1200, 88
+_OVERLAY_PX = 900
+_SIDECAR_BYTES = 65_536
+
+
+@dataclass
+class Review:
+    """One reviewer's review of a folder; its methods may be called from several threads.
+
+    Attributes:
+        root: the folder of the photos.
+        order: the photos and their order.
+        classes: the classes to choose from.
+        log: the record.
+        reviewer: the name of the reviewer.
+        explainer: the model that shows where it looked; None without one.
+        given: photo -> its present label, for labelled photos.
+    """
+
+    root: Path
+    order: Order
+    classes: Sequence[str]
+    log: ReviewLog
+    reviewer: str
+    explainer: Predictor | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lock, self._explaining = threading.Lock(), threading.Lock()
+        self._judgements = Judgements(self.log.read())
+        self._mine = self._judgements.of(self.reviewer)
+        self._path_of = {_id(photo): photo for photo in self.order.photos}
+
+    def state(self) -> dict[str, Any]:
+        """Returns what does not change: reviewer, folder, classes, and whether a model can be explained."""
+        return {
+            "reviewer": self.reviewer,
+            "classes": [{"label": label, "words": plain_label(label)} for label in self.classes],
+            "special": list(SPECIAL),
+            "explains": self.explainer is not None,
+            "folder": self.root.resolve().name,
+        }
+
+    def queue(self, held: Collection[str] = ()) -> dict[str, Any]:
+        """Returns the next photos, and how far the review is.
+
+        Args:
+            held: ids of photos that the page has already, or whose choice is on its way.
+        """
+        photos = self.order.photos
+        with self._lock:
+            waiting = [photo for photo in photos if photo not in self._mine]
+        listed = [photo for photo in waiting if _id(photo) not in held][:_LISTED]
+        stage, done, total = self.order.work
+        return {
+            "photos": [self._described(photo) for photo in listed],
+            "left": len(waiting),
+            "total": len(photos),
+            "work": {"stage": stage, "done": done, "total": total},
+        }
+
+    def choose(self, photo_id: str, verdict: str, label: str) -> None:
+        """Records a choice. The same choice again is not recorded twice, so that a request can be repeated.
+
+        Raises:
+            DataError: there is no such photo, verdict or class.
+            OSError: the choice cannot be written.
+        """
+        photo = self._path(photo_id)
+        known = label in self.classes if verdict == LABEL else verdict in SPECIAL and not label
+        if not known:
+            raise DataError("a known verdict, and one of the classes", f"'{verdict}', '{label}'", "reload the page")
+        with self._lock:
+            if self._mine.get(photo) != Choice(verdict, label):
+                self._record(Action(now(), self.reviewer, verdict, label, photo))
+
+    def undo(self, photo_id: str | None = None) -> dict[str, Any] | None:
+        """Takes back the reviewer's last choice.
+
+        Args:
+            photo_id: the photo whose choice is the last one; a choice on another photo is kept then, so that a
+                request can be repeated. None takes back any.
+
+        Returns:
+            The photo; None if there is nothing to take back.
+
+        Raises:
+            OSError: the action cannot be written.
+        """
+        with self._lock:
+            valid = self._judgements.valid(self.reviewer)
+            if not valid or (photo_id is not None and _id(valid[-1].photo) != photo_id):
+                return None
+            photo = valid[-1].photo
+            self._record(Action(now(), self.reviewer, UNDO, "", photo))
+        return self._described(photo) if _id(photo) in self._path_of else None
+
+    def _record(self, action: Action) -> None:
+        self.log.append([action])
+        self._judgements.add(action)
+        self._mine = self._judgements.of(self.reviewer)
+
+    def jpeg(self, photo_id: str) -> bytes:
+        """Returns a photo for the page, upright and without its metadata.
+
+        Raises:
+            DataError: there is no such photo, or it cannot be read.
+        """
+        image = read_photo(self.root / self._path(photo_id), shorter_side=_SHORTER_SIDE)
+        factor = min(image.size) // _SHORTER_SIDE
+        return _jpeg(image.reduce(factor) if factor > 1 else image)
+
+    def explanation(self, photo_id: str) -> tuple[bytes, str] | None:
+        """Returns a picture of where the model looked, and what its colours mean; None without a model.
+
+        Raises:
+            DataError: there is no such photo, or it cannot be read.
+        """
+        photo = self._path(photo_id)
+        if self.explainer is None:
+            return None
+        with self._explaining:
+            found = self.explainer.explain(self.root / photo)
+        return _jpeg(found.overlay(_OVERLAY_PX)), found.caption.removeprefix("Right: ")
+
+    def _path(self, photo_id: str) -> str:
+        photo = self._path_of.get(photo_id)
+        if photo is None:
+            raise DataError("a photo of this review", f"'{photo_id}'", "reload the page")
+        return photo
+
+    def _described(self, photo: str) -> dict[str, Any]:
+        found = self.order.prediction(photo)
+        teacher, given = self.order.teacher_label(photo), self.given.get(photo)
+        return {
+            "id": _id(photo),
+            "name": photo,
+            "guess": _guess(found) if found is not None else None,
+            "teacher": plain_label(teacher) if teacher is not None else None,
+            "given": plain_label(given) if given is not None else None,
+            "kept": _sidecar(self.root / photo),
+        }
+
+
+def _id(photo: str) -> str:
+    # Not the position: a page that stays open over a restart must not label another photo.
+    return hashlib.blake2b(photo.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _guess(found: Prediction) -> dict[str, Any]:
+    notes = {"unusable": found.problem, "unfamiliar": "unlike the training photos", "unsure": "unsure", "answer": ""}
+    top = [
+        {"label": label, "words": plain_label(label), "probability": probability, "percent": percent_words(probability)}
+        for label, probability in found.top
+    ]
+    return {"top": top, "note": notes[found.verdict]}
+
+
+def _sidecar(photo: Path) -> dict[str, str]:
+    """Returns plot, time and reason from the file that the agent writes beside a photo that it keeps; {} without it."""
+    try:
+        with photo.with_suffix(".json").open("rb") as file:
+            document = json.loads(file.read(_SIDECAR_BYTES))
+        return {key: str(document[key]) for key in ("plot", "time", "reason") if document.get(key)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _jpeg(image: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=_QUALITY)
+    return content.getvalue()

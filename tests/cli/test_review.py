@@ -1,0 +1,113 @@
+"""`agridistill review`: what it says and writes; the page has its own tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from tests.cli.running import Capture, run
+from tests.colour_backend import colour_photo
+
+from agridistill.review.record import LABEL, Action, ReviewLog
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four photos, three of them judged by two reviewers, who agree on two."""
+    root = tmp_path / "inbox"
+    for number in range(4):
+        colour_photo(root / "north" / f"{number}.jpg", "green", number)
+    choices = [("anna", "rust", 0), ("anna", "rust", 1), ("anna", "healthy", 2), ("ben", "rust", 0)]
+    choices += [("ben", "healthy", 1), ("ben", "healthy", 2)]
+    log = ReviewLog(root / "review.csv")
+    log.append([Action("2026-06-01T08:00:00Z", who, LABEL, label, f"north/{at}.jpg") for who, label, at in choices])
+    log.append([Action("2026-06-01T08:00:00Z", "anna", "not a leaf", "", "north/3.jpg")])
+    return root
+
+
+def test_agreement_is_a_table_with_the_disputed_photos(folder: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "review", folder, "--agreement")
+    assert code == 0
+    assert re.search(r"anna and ben +3 +66.7 % +0.40", out)
+    assert re.search(r"north/1.jpg +anna: rust, ben: healthy", out)
+    document = json.loads(run(capsys, "review", folder, "--agreement", "--json")[1])
+    (pair,) = document["agreement"]
+    assert pair["kappa"] == pytest.approx(0.4)
+    assert document["disagreements"] == [{"photo": "north/1.jpg", "choices": {"anna": "rust", "ben": "healthy"}}]
+
+
+def test_the_results_leave_out_disputed_and_special_photos_and_say_so(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    into, table = tmp_path / "reviewed", tmp_path / "labels.csv"
+    code, out, err = run(capsys, "review", folder, "--into", into, "--table", table)
+    assert (code, out) == (0, "")
+    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.jpg")) == ["healthy/2.jpg", "rust/0.jpg"]
+    assert table.read_text() == "image,label\nnorth/0.jpg,rust\nnorth/2.jpg,healthy\n"
+    assert "left out: 1 photos judged as several, not a leaf or cannot tell" in err
+    assert "left out: 1 photos on which reviewers disagree, the first 'north/1.jpg'" in err
+    assert f"Next: agridistill train {into} --out model" in err
+
+
+def test_corrected_labels_are_a_table_of_all_photos(tmp_path: Path, capsys: Capture) -> None:
+    data = tmp_path / "data"
+    for number, name in enumerate(("rust/0", "rust/1", "rust/2", "healthy/3")):
+        colour_photo(data / f"{name}.jpg", "green", number)
+    log = ReviewLog(data / "review.csv")
+    log.append([Action("t", "anna", LABEL, "healthy", "rust/1.jpg"), Action("t", "anna", "several", "", "rust/2.jpg")])
+    code, _, err = run(capsys, "review", "--suspects", data, "--table", tmp_path / "labels.csv")
+    assert code == 0
+    wanted = "image,label\nhealthy/3.jpg,healthy\nrust/0.jpg,rust\nrust/1.jpg,healthy\n"
+    assert (tmp_path / "labels.csv").read_text() == wanted
+    assert f"Next: agridistill train {data} --labels {tmp_path / 'labels.csv'} --out model" in err
+
+
+def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    export, other = tmp_path / "tasks.json", tmp_path / "other.csv"
+    assert run(capsys, "review", folder, "--export", export)[0] == 0
+    for new in (7, 0):
+        code, _, err = run(capsys, "review", folder, "--out", other, "--import", export)
+        assert code == 0
+        assert f"{new} new lines from '{export}' in '{other}'" in err
+    assert sorted(ReviewLog(other).read()) == sorted(ReviewLog(folder / "review.csv").read())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "pass either FOLDER or --suspects PHOTOS"),
+        (["{folder}"], "pass --model MODEL, --classes PHOTOS or both"),
+        (["{folder}/gone", "--model", "tomato"], "'{folder}/gone', which does not exist"),
+        (["{folder}", "--agreement", "--out", "{folder}/north/0.jpg"], "earlier result for --out"),
+        (["{folder}", "--import", "{folder}/gone.json"], "gone.json"),
+        (["{folder}", "--table", "{folder}/review.csv"], "earlier result for --table"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(folder: Path, capsys: Capture, words: list[str], told: str) -> None:
+    code, out, err = run(capsys, "review", *(word.format(folder=folder) for word in words))
+    assert (code, out) == (2, "")
+    assert told.format(folder=folder) in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_page_until_ctrl_c(folder: Path, colour_model: Path) -> None:
+    command = [sys.executable, "-m", "agridistill", "review", folder, "--model", colour_model, "--port", "0"]
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr as lines:
+        address = re.search(r"page: (\S+) \(Ctrl-C ends it\)", lines.readline())
+        assert address is not None
+        with urllib.request.urlopen(f"{address[1]}api/state", timeout=10) as answer:  # noqa: S310 - loopback
+            classes = [one["label"] for one in json.load(answer)["classes"]]
+        process.send_signal(signal.SIGINT)
+        rest = lines.read()
+    assert classes == ["green", "red"]
+    assert process.wait() == 0
+    assert rest.splitlines()[-1] == f"Next: agridistill review {folder} --into reviewed"
