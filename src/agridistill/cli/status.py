@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,11 +99,11 @@ def _problems(state: AgentState, running: bool) -> list[str]:
 
     if not running and (state.finished or state.stopped):
         unsent = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
-        return [
-            f"{number_of(number, 'message')} not sent to the {name} yet; the next run will send them"
-            for name, number in unsent.items()
-            if number
-        ]
+        words = {f"{number_of(number, 'message')} not sent to the {name}": number for name, number in unsent.items()}
+        if state.kept is not None and state.kept["upload"]:
+            photos = state.kept["waiting"]
+            words[f"{number_of(photos, 'kept photo')} not uploaded"] = photos
+        return [f"{text} yet; the next run will send them" for text, number in words.items() if number]
     if not running and process_lives(state.pid):
         return [
             f"the agent has not written its state since {_local(state.at_s)}, but a process {state.pid} exists: "
@@ -123,6 +124,15 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     for name, waits in state.outputs.items():
         if waits.get("oldest_s", 0) >= _LONG_S:
             problems.append(f"alerts have waited for the {name} for {duration_words(waits['oldest_s'])}")
+    return problems + _kept_problems(state.kept or {})
+
+
+def _kept_problems(kept: Mapping[str, Any]) -> list[str]:
+    from agridistill.edge.events import duration_words
+
+    problems = [kept["trouble"]] if kept.get("trouble") else []
+    if kept.get("upload") and kept["oldest_s"] >= _LONG_S:
+        problems.append(f"kept photos have waited for the upload for {duration_words(kept['oldest_s'])}")
     return problems
 
 
@@ -142,6 +152,7 @@ def _state_rows(state: AgentState) -> list[tuple[str, str]]:
     from agridistill.edge.events import bytes_words
     from agridistill.edge.state import (
         broker_words,
+        kept_words,
         model_words,
         queue_words,
         source_trouble_words,
@@ -162,6 +173,7 @@ def _state_rows(state: AgentState) -> list[tuple[str, str]]:
         ("broker", broker_words(state)),
         ("queue", queue_words(state)),
         *((name, waiting_words(waits)) for name, waits in state.outputs.items()),
+        *([("kept photos", kept_words(state.kept))] if state.kept is not None else []),
         ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
         ("memory", memory),
         ("free disk", disk),

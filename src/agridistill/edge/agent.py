@@ -20,6 +20,7 @@ from agridistill.edge.alerts import AlertMessage, Plots
 from agridistill.edge.alerts.plots import open_alerts_json
 from agridistill.edge.delivery.broker import Connection
 from agridistill.edge.events import Detection, Frame, json_bytes
+from agridistill.edge.keep import Keeper
 from agridistill.edge.network import Backoff
 from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.state import (
@@ -82,6 +83,7 @@ class Agent:
         plots: creates the `Plots` (health and alerts) for a model's classes; called again if an update changes them.
         stores: history and outboxes.
         keep_thumbnails: whether a small JPEG of each photo is stored in the history.
+        keep: keeps the photos that are worth a look; None keeps none.
         listeners: functions to call for detections and alerts; None for none.
         connection: state of the connection to the broker, for `state.json`; None without a broker.
     """
@@ -95,11 +97,12 @@ class Agent:
         stores: Stores,
         *,
         keep_thumbnails: bool = False,
+        keep: Keeper | None = None,
         listeners: Listeners | None = None,
         connection: Connection | None = None,
     ) -> None:
         self._device, self._frames, self._model, self._stores = device, frames, model, stores
-        self._create_plots, self._keep_thumbnails = plots, keep_thumbnails
+        self._create_plots, self._keep_thumbnails, self._keep = plots, keep_thumbnails, keep
         self._listeners, self._connection = listeners or Listeners(), connection
         self.plots = plots(model.decider.manifest.classes)
         self.model_changed = threading.Event()
@@ -156,12 +159,17 @@ class Agent:
                 self.model_changed.clear()
                 self._follow_model()
             self._send_alerts()
+            if self._keep is not None:
+                self._keep.follow(self.plots)
 
     def _take(self, frame: Frame) -> None:
         began = time.perf_counter()
         detection = self._model.decide(frame)
         small = thumbnail(frame) if self._keep_thumbnails else None
-        self._group.append((began, Decision(detection, small, frame.identity)))
+        decision = Decision(detection, small, frame.identity)
+        if self._keep is not None:
+            decision = self._keep.keep(frame, decision, self.plots, self._model.decider.manifest.weights_sha256)
+        self._group.append((began, decision))
 
     @property
     def _group_is_full(self) -> bool:
@@ -172,7 +180,9 @@ class Agent:
         group, self._group = self._group, []
         if not group or not self._commit([decision for _, decision in group], stop):
             return
-        for began, (detection, _, identity) in group:
+        if self._keep is not None:
+            self._keep.stored()
+        for began, (detection, _, identity, _) in group:
             self._latencies.append(1000 * (time.perf_counter() - began))
             self._verdicts[detection.verdict] += 1
             self._decided += 1
@@ -183,6 +193,8 @@ class Agent:
             self._send_alerts()  # after each detection: a message names the leaves that opened the alert
             if self._decided % _FRAMES_BETWEEN_CLEARINGS == 0:
                 return_freed_memory()
+        if self._keep is not None:
+            self._keep.follow(self.plots, now=True)
 
     def _commit(self, group: Sequence[Decision], stop: threading.Event) -> bool:
         """Writes detections to the broker's outbox, then to the history; retries until the disk accepts both.
@@ -191,8 +203,8 @@ class Agent:
         """
         outbox = self._stores.outboxes.get(BROKER)
         messages = [
-            Message(json_bytes(one.to_json()), "detection", one.plot, one.event_id)
-            for one, _, _ in (group if outbox is not None else ())
+            Message(json_bytes(one.detection.to_json()), "detection", one.detection.plot, one.detection.event_id)
+            for one in (group if outbox is not None else ())
         ]
         backoff = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)
         while True:
@@ -297,6 +309,7 @@ class Agent:
             stopped=self.stopped,
             cannot_warn=self.plots.cannot_warn,
             alerts=tuple(open_alerts_json(open_alerts)),
+            kept=None if self._keep is None else self._keep.state(),
         )
 
 

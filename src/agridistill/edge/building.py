@@ -17,6 +17,8 @@ from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
 from agridistill.edge.events import number_of
+from agridistill.edge.keep import Keeper, KeepSettings, KeptPhotos, Upload
+from agridistill.edge.keep.upload import basic, bearer
 from agridistill.edge.network import public_name, split_url
 from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
@@ -98,14 +100,19 @@ def watch(
         stores = _stores(settings, state, stack)
         slots = ModelSlots(state / "models", model)
         connection = Connection(settings.broker.host, settings.broker.port) if settings.broker else None
-        agent = _agent(settings, stores, slots, listeners, connection, stack, once=once)
+        keeper = _keeper(settings, stores, stack)
+        agent = _agent(settings, stores, slots, listeners, connection, keeper, stack, once=once)
         workers = _workers(settings, stores, slots, agent, connection)
+        queues: list[Outbox | KeptPhotos] = [*stores.outboxes.values()]
+        if keeper is not None and settings.keep is not None and settings.keep.upload:
+            workers.append(_uploader(settings.keep, keeper.photos).run)
+            queues.append(keeper.photos)
         if settings.page:
             listeners.page(_open_page(settings.page, settings.healthy, state, agent, stack))
         with _running(workers, stop) as failures:
             agent.run(stop)
             if once:
-                _deliver_the_rest(list(stores.outboxes.values()), stop, agent.report)
+                _deliver_the_rest(queues, stop, agent.report)
             agent.stopped = by_user() and not failures
             agent.report(now=True)
         if failures:
@@ -126,12 +133,47 @@ def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -
     )
 
 
+def _keeper(settings: WatchSettings, stores: Stores, stack: contextlib.ExitStack) -> Keeper | None:
+    if (options := settings.keep) is None:
+        return None
+    folder = options.folder or stores.folder / "kept"
+    photos = None if "://" in settings.source else Path(settings.source).resolve()
+    if photos is not None and photos.is_dir() and folder.resolve().is_relative_to(photos):
+        got, remedy = f"'{folder}' inside '{photos}'", "choose another folder"
+        raise ConfigError("folder in [keep] outside the folder of photos", got, remedy)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(only_one(folder / ".lock", "folder of kept photos"))
+        kept = KeptPhotos(
+            stores.history,
+            folder,
+            int(1e6 * options.max_mb),
+            location=options.location,
+            delete_uploaded=options.after_upload == "delete" and bool(options.upload),
+        )
+    except OSError as error:
+        got = f"'{folder}' ({error.strerror or error})"
+        raise ConfigError("a folder for kept photos that can be written", got, "correct folder in [keep]") from None
+    return Keeper(kept, options)
+
+
+def _uploader(options: KeepSettings, photos: KeptPhotos) -> Deliverer:
+    login = None
+    if options.user:
+        login = basic(options.user, read_secret(options.password_file, "AGRIDISTILL_KEEP_PASSWORD") or "")
+    elif token := read_secret(options.token_file, "AGRIDISTILL_KEEP_TOKEN"):
+        login = bearer(token)
+    upload = Upload(photos, options.upload, login, options.ca_file)
+    return Deliverer(photos, upload, upload.name, ("a photo", "photos"))
+
+
 def _agent(
     settings: WatchSettings,
     stores: Stores,
     slots: ModelSlots,
     listeners: Listeners,
     connection: Connection | None,
+    keeper: Keeper | None,
     stack: contextlib.ExitStack,
     *,
     once: bool,
@@ -201,6 +243,7 @@ def _agent(
         plots,
         stores,
         keep_thumbnails=settings.keeps_thumbnails,
+        keep=keeper,
         listeners=listeners,
         connection=connection,
     )
@@ -282,7 +325,9 @@ def _running(workers: Sequence[Worker], stop: threading.Event) -> Iterator[list[
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, report: Callable[[], None]) -> None:
+def _deliver_the_rest(
+    outboxes: Sequence[Outbox | KeptPhotos], stop: threading.Event, report: Callable[[], None]
+) -> None:
     """Waits until all outboxes are empty, `stop` is set, or nothing has been delivered for 30 s."""
     before, since = -1, time.monotonic()
     while not stop.wait(0.05):

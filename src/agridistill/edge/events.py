@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -65,6 +66,7 @@ class Frame:
     at_s: float  # when it arrived, seconds since 1970 by the device's clock
     identity: str = ""  # stays the same if the photo is read again after a restart; "" for live frames
     taken_s: float | None = None  # EXIF time, seconds since 1970, with the setting time = "photo"; else None
+    original: Path | bytes | None = None  # the photo as file or as content; None if the source has only pixels
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from agridistill.arguments import require_threads
 from agridistill.edge.alerts.rules import Rule, WindowMinutes, default_rules
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.outputs import Command
+from agridistill.edge.keep.choice import KeepSettings
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.outbox import OutboxLimits
 from agridistill.errors import ConfigError
@@ -25,7 +26,7 @@ from agridistill.settings_file import build_settings, read_toml
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
-_ADDRESSES = frozenset({"url", "source", "words"})
+_ADDRESSES = frozenset({"url", "source", "words", "upload"})
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class WatchSettings:
     command: Command | None = None
     page: PageSettings | None = None
     updates: UpdateSettings | None = None
+    keep: KeepSettings | None = None
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
     history: HistoryLimits = field(default_factory=HistoryLimits)
 
@@ -186,7 +188,8 @@ def _from_folder(value: Any, folder: Path) -> Any:
     for item in fields(value):
         found = getattr(value, item.name)
         if isinstance(found, Path):
-            changed[item.name] = _located(found, folder)
+            # A folder to write into may not exist yet.
+            changed[item.name] = folder / found.expanduser() if item.name == "folder" else _located(found, folder)
         elif item.name == "source" and found and "://" not in found:
             changed[item.name] = str(_located(Path(found), folder))
         elif is_dataclass(found) and not isinstance(found, type):

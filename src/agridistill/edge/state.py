@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.events import SCHEMA_VERSION, Document, duration_words, number_of
+from agridistill.edge.events import SCHEMA_VERSION, Document, bytes_words, duration_words, number_of
 from agridistill.errors import EdgeError
 from agridistill.storage import write_json
 
@@ -30,6 +30,15 @@ _OUTBOX = (
     ("oldest_s", "gauge", "outbox_oldest_seconds", "Age of the oldest waiting message."),
     ("delivered", "counter", "outbox_delivered_total", "Messages that their receiver acknowledged."),
     ("dropped", "counter", "outbox_dropped_total", "Messages that were deleted because the outbox was full."),
+)
+_KEPT = (
+    ("photos", "gauge", "kept_photos", "Photos that are kept for people."),
+    ("bytes", "gauge", "kept_bytes", "Size of the kept photos and their sidecars."),
+    ("waiting", "gauge", "kept_waiting", "Kept photos that are not uploaded yet."),
+    ("oldest_s", "gauge", "kept_oldest_seconds", "Age of the oldest kept photo that is not uploaded."),
+    ("uploaded", "counter", "kept_uploaded_total", "Kept photos that the upload server has."),
+    ("dropped", "counter", "kept_dropped_total", "Kept photos that were removed before an upload because of max_mb."),
+    ("missed", "counter", "kept_missed_total", "Photos that could not be kept since the start."),
 )
 _THERMAL = Path("/sys/class/thermal")
 _STATM = Path("/proc/self/statm")
@@ -70,6 +79,9 @@ class AgentState(Document):
     cannot_warn: str | None = None  # why no alert can open, with the remedy; None if one can
     alerts: tuple[Mapping[str, Any], ...] = ()  # the newest 50 open alerts (see alerts.plots.open_alerts_json)
     source_trouble: str | None = None  # why a source that answers cannot be used, such as a wrong password
+    # Of `[keep]`: photos, bytes, upload (whether one is set), waiting, waiting_bytes, oldest_s, uploaded, dropped,
+    # missed and trouble; None without it, or if it cannot be read.
+    kept: Mapping[str, Any] | None = None
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:
@@ -234,6 +246,16 @@ def waiting_words(outbox: Mapping[str, Any]) -> str:
     return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")
 
 
+def kept_words(kept: Mapping[str, Any]) -> str:
+    """Returns text on the kept photos, such as "12 photos, 3.4 MB; 2 wait for the upload, the oldest for 5 min"."""
+    parts = [f"{number_of(kept['photos'], 'photo')}, {bytes_words(kept['bytes'])}"]
+    if kept["upload"]:
+        oldest = f", the oldest for {duration_words(kept['oldest_s'])}" if kept["waiting"] else ""
+        parts.append(f"{kept['waiting']:,} wait for the upload{oldest}")
+    parts += [f"{kept[key]:,} {key}" for key in ("dropped", "missed") if kept[key]]
+    return "; ".join(parts)
+
+
 def metrics_text(state: AgentState) -> str:
     """Returns the state as metrics in Prometheus's text format, version 0.0.4; values that are None are left out."""
     gauge, counter = partial(_family, "gauge"), partial(_family, "counter")
@@ -257,6 +279,7 @@ def metrics_text(state: AgentState) -> str:
         counter("photos_unreadable_total", "Photos that could not be read.", state.unreadable),
         gauge("broker_connected", "1 while the agent is connected to the broker, else 0.", connected),
         *_outbox_families(state),
+        *_kept_families(state),
         gauge("memory_resident_bytes", "RAM that the agent uses.", state.memory_bytes),
         gauge("processor_temperature_celsius", "Temperature of the processor's hottest zone.", state.processor_celsius),
         gauge("disk_free_bytes", "Free space on the disk of the state folder.", state.disk_free_bytes),
@@ -269,6 +292,11 @@ def _outbox_families(state: AgentState) -> Iterator[str]:
     for key, kind, name, text in _OUTBOX:
         counts = {to: outbox[key] for to, outbox in state.outboxes.items() if outbox.get(key) is not None}
         yield _family(kind, name, text, [({"to": to}, total(value)) for to, value in counts.items()])
+
+
+def _kept_families(state: AgentState) -> Iterator[str]:
+    for key, kind, name, text in _KEPT if state.kept is not None else ():
+        yield _family(kind, name, text, (state.kept or {})[key])
 
 
 def _family(kind: str, name: str, text: str, samples: float | Sequence[tuple[dict[str, str], float]] | None) -> str:

@@ -117,6 +117,26 @@ class AlertKeeper:
         # A copy, because other threads read this property.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
+    @property
+    def open_classes(self) -> dict[str, set[str]]:
+        """The classes that the rules of open alerts count, by plot."""
+        found: dict[str, set[str]] = {}
+        for alert in self.open:
+            found.setdefault(alert.plot, set()).update(self._classes[i] for i in self._indices.get(alert.rule, ()))
+        return found
+
+    @property
+    def longest_window_s(self) -> float:
+        """Length of the longest window of a rule, in seconds; 0 without rules."""
+        return max((rule.window_s for rule in self._rules.values()), default=0.0)
+
+    def counts(self, plot: str, label: str | None) -> bool:
+        """Whether a leaf of class `label` on a plot can open an alert: a rule counts this class there."""
+        return label in self._classes and any(
+            rule.concerns(plot) and self._classes.index(label) in self._indices[rule.name]
+            for rule in self._rules.values()
+        )
+
     def look(self, plot: str, until_s: float | None = None) -> None:
         """Applies all rules to a plot; their time windows end at `until_s` (monotonic seconds, None for now)."""
         until_s = self._clocks()[0] if until_s is None else until_s

@@ -14,14 +14,14 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
 from agridistill.edge.network import Backoff
-from agridistill.edge.store.outbox import Message, Outbox, Pending
+from agridistill.edge.store.outbox import Message, Pending
 from agridistill.errors import ConfigError, EdgeError, OutboxError
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,25 @@ class DeliveryError(Exception):
 
 
 class RefusedMessageError(DeliveryError):
-    """The webhook refuses this message because of its content; it may accept others."""
+    """The receiver refuses this message because of its content; it may accept others."""
+
+
+class LoginRefusedError(DeliveryError):
+    """The receiver refuses user, password or token; servers lock an account after several wrong ones."""
+
+
+class Queue(Protocol):
+    """Messages that wait for delivery: an `Outbox`, or the kept photos."""
+
+    def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
+        """Returns up to `limit` messages with a number `seq` above `after`, in the order of their numbers."""
+
+    def delivered(self, seqs: Iterable[int]) -> None:
+        """Marks messages as delivered, so that they are no longer pending."""
 
 
 class Deliverer:
-    """Delivers the messages of one outbox to a webhook or command, in order; repeats a failed one after a pause.
+    """Delivers the messages of one outbox to its receiver, in order; repeats a failed one after a pause.
 
     A message that the receiver refuses because of its content is repeated every five minutes, and later messages are
     delivered meanwhile.
@@ -56,10 +70,13 @@ class Deliverer:
         outbox: holds the messages for this receiver only.
         deliver: sends one message; raises `DeliveryError` if it fails.
         name: the receiver's name in the log; it must not contain secrets.
+        what: a message and several messages in words, for the log.
     """
 
-    def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
-        self.outbox, self.name = outbox, name
+    def __init__(
+        self, outbox: Queue, deliver: Deliver, name: str, what: tuple[str, str] = ("an alert", "alerts")
+    ) -> None:
+        self.outbox, self.name, self._what = outbox, name, what
         self._deliver = deliver
         # When a refused message is sent again, in monotonic seconds, by `Pending.seq`.
         self._refused: dict[int, float] = {}
@@ -88,12 +105,15 @@ class Deliverer:
                     if refusals % _REFUSED_IN_A_ROW:
                         continue
                 if not is_away:
-                    logger.warning("%s does not accept alerts (%s): they wait in the outbox", self.name, error)
+                    line = "%s does not accept %s (%s): they wait in the outbox"
+                    logger.warning(line, self.name, self._what[1], error)
                     is_away = True
+                if isinstance(error, LoginRefusedError):
+                    backoff.skip_to_longest()
                 stop.wait(backoff.pause_s())
                 continue
             if is_away:
-                logger.warning("%s accepts alerts again", self.name)
+                logger.warning("%s accepts %s again", self.name, self._what[1])
             backoff.reset()
             is_away, refusals = False, 0
 
@@ -113,8 +133,8 @@ class Deliverer:
 
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         level = logging.INFO if quietly or seq in self._refused else logging.WARNING
-        line = "%s refuses an alert (%s): it is sent again every %g minutes, and later alerts are sent meanwhile"
-        logger.log(level, line, self.name, error, _LONGEST_PAUSE_S / 60)
+        line = "%s refuses %s (%s): it is sent again every %g minutes, and later %s are sent meanwhile"
+        logger.log(level, line, self.name, self._what[0], error, _LONGEST_PAUSE_S / 60, self._what[1])
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 

@@ -24,6 +24,7 @@ from agridistill.edge.state import (
     FRESH_S,
     AgentState,
     broker_words,
+    kept_words,
     model_words,
     queue_words,
     source_trouble_words,
@@ -234,6 +235,9 @@ def _state_html(state: AgentState) -> str:
         ("Waiting for the broker", queue_words(state), False),
         *((f"Waiting for the {name}", waiting_words(waits), False) for name, waits in state.outputs.items()),
     ]
+    if state.kept is not None:
+        trouble = state.kept["trouble"]
+        rows.append(("Kept photos", trouble or kept_words(state.kept), bool(trouble)))
     if state.latency_ms:
         # No-break spaces keep a number and its unit on the same line.
         shares = (f"{name.lstrip('p')}\N{NO-BREAK SPACE}%" for name in state.latency_ms)

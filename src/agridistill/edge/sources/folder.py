@@ -212,7 +212,7 @@ class FolderSource(Source):
         self._remember_digest(photo, digest)
         if self._settings.after == "delete":
             self._handed[photo.identity] = photo
-        return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
+        return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s, path)
 
     def _try_later(self, photo: Photo) -> None:
         self._growing[photo.name] = (photo, time.monotonic())

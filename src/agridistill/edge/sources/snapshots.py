@@ -113,7 +113,7 @@ class SnapshotSource(Source):
             raise PhotoError(error.expected, f"{self.name}: {error.got}", "check the camera") from None
         self._unreadable = 0
         self._number += 1
-        return Frame(pixels, str(self._number), self._settings.plot, at_s)
+        return Frame(pixels, str(self._number), self._settings.plot, at_s, original=data)
 
     def _count_unreadable(self, got: str) -> None:
         # The count is only reset by a picture that can be read: until then a lost camera stays lost.

@@ -43,6 +43,22 @@ CREATE TABLE IF NOT EXISTS photos (
     model TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+-- Photos that `edge.keep` keeps, stored with their detections; `held` are leaves that an alert may need.
+CREATE TABLE IF NOT EXISTS kept (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id TEXT NOT NULL UNIQUE,
+    at_s REAL NOT NULL,
+    plot TEXT NOT NULL,
+    label TEXT,
+    held INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    look INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    uploaded INTEGER NOT NULL DEFAULT 0
+) STRICT;
+-- So that neither sums nor searches read the documents.
+CREATE INDEX IF NOT EXISTS kept_waiting ON kept (uploaded, held);
+CREATE INDEX IF NOT EXISTS kept_by_age ON kept (uploaded, at_s, held, size_bytes);
 """
 # Old entries are deleted only after so many detections: each delete costs time.
 _TRIM_EVERY = 200
@@ -63,12 +79,22 @@ class HistoryLimits:
     photos: Annotated[int, Field(ge=1)] = 1_000_000  # photos that are remembered, so that none is decided on twice
 
 
+class Kept(NamedTuple):
+    """What the history stores about a kept photo; `edge.keep.KeptPhotos` has its files."""
+
+    document: str  # the sidecar, as JSON
+    size_bytes: int  # of the photo and its sidecar
+    look: int  # see `edge.keep.photo.look_of`
+    held: bool = False  # kept only if an alert opens that counts this leaf
+
+
 class Decision(NamedTuple):
-    """A detection to store; `History.add` describes the fields."""
+    """A detection to store; `History.add` describes the first fields."""
 
     detection: Detection
     thumbnail: bytes | None = None
     identity: str = ""
+    kept: Kept | None = None  # its photo, if that is kept
 
 
 class History(SqliteFile):
@@ -104,7 +130,7 @@ class History(SqliteFile):
     def add_all(self, decisions: Sequence[Decision]) -> None:
         """Stores detections as `add` does: all or none, with a single wait for the disk."""
         with self.writing() as database:
-            for found, thumbnail, identity in decisions:
+            for found, thumbnail, identity, kept in decisions:
                 document = json.dumps(found.to_json(), ensure_ascii=False)
                 cursor = database.execute(
                     "INSERT INTO detections (event_id, at_s, plot, verdict, document, thumbnail, source) "
@@ -114,6 +140,8 @@ class History(SqliteFile):
                 add_to_counter(database, f"verdict:{found.verdict}", cursor.rowcount)
                 if identity:
                     database.execute(_MARK, (identity, found.model))
+                if kept is not None:
+                    add_kept(database, found.event_id, found.at_s, found.plot, found.label, kept)
             if self._until_trim <= 0:
                 self._trim(database)
                 self._until_trim = _TRIM_EVERY
@@ -251,6 +279,15 @@ class History(SqliteFile):
             "UPDATE detections SET thumbnail = NULL WHERE seq <= ? AND thumbnail IS NOT NULL",
             (newest - self.limits.thumbnails,),
         )
+
+
+def add_kept(database: Any, event_id: str, at_s: float, plot: str, label: str | None, kept: Kept) -> None:
+    """Adds the row of a kept photo, unless it is there; call it inside a transaction."""
+    database.execute(
+        "INSERT INTO kept (event_id, at_s, plot, label, document, size_bytes, look, held) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+        (event_id, at_s, plot, label, *kept),
+    )
 
 
 def _conditions(wanted: Mapping[str, object | None]) -> tuple[str, list[object]]:

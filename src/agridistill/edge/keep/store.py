@@ -1,0 +1,363 @@
+"""The folder of kept photos: `EVENT_ID.jpg` with the sidecar `EVENT_ID.json`, within a limit of bytes.
+
+A photo is written under a hidden name (`.EVENT_ID.jpg`) before its detection is stored. The history stores detection
+and kept photo in one transaction. Only then the photo is renamed, and its sidecar is written last. So after a kill at
+any moment the history knows what belongs into the folder, and the next start completes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agridistill.edge.events import Detection, Frame
+from agridistill.edge.keep.photo import Reason, look_of, photo_content, sidecar
+from agridistill.edge.store import add_to_counter
+from agridistill.edge.store.history import History, Kept, add_kept
+from agridistill.edge.store.outbox import Message, OutboxCounts, Pending
+from agridistill.errors import OutboxError
+from agridistill.preprocess import read_photo
+from agridistill.storage import json_text, replacing, sync_folder, write_text
+
+logger = logging.getLogger(__name__)
+
+PHOTO, SIDECAR = ".jpg", ".json"
+_HIDDEN = re.compile(r"\.([0-9a-f]{32})\.jpg")
+_VISIBLE = re.compile(r"([0-9a-f]{32})\.(jpg|json)")
+_UNFINISHED = re.compile(r"\.\.?[0-9a-f]{32}\.(jpg|json)\..*\.part")
+_THUMB_PIXELS = 64  # to compute the look of a photo that an earlier database knew
+# Photos that differ in at most so many of 64 bits count as alike. Thinning compares only so many of the oldest.
+_ALIKE_BITS, _MOST_COMPARED = 10, 512
+# Leaves that no alert needs yet are removed first as soon as they take more than this share of the limit.
+_HELD_SHARE = 0.1
+_DROPPED, _UPLOADED = "kept_dropped", "kept_uploaded"
+
+
+class PhotoTooLargeError(OutboxError):
+    """A photo is larger than the limit for all kept photos, or than what a group of new ones leaves of it."""
+
+
+class _Row(NamedTuple):
+    event_id: str
+    size_bytes: int
+    look: int
+
+
+class KeptPhotos:
+    """Photos and sidecars in a folder, and their rows in the history; several threads can use it.
+
+    Opening it completes or removes what a kill left behind. Files of other names are never touched. People may move
+    photos out of the folder at any time.
+
+    Args:
+        history: the database that stores detections and kept photos together.
+        folder: the folder; it is created if it does not exist.
+        max_bytes: largest size of all photos and sidecars; beyond it, old and alike photos are removed.
+        location: whether photos may keep their location.
+        delete_uploaded: whether photos are removed once they are uploaded.
+
+    Raises:
+        OSError: the folder cannot be created or listed.
+        OutboxError: the history cannot be read or written.
+    """
+
+    def __init__(
+        self, history: History, folder: Path, max_bytes: int, *, location: bool = False, delete_uploaded: bool = False
+    ) -> None:
+        self.folder = folder
+        self._history, self._max_bytes, self._location = history, max_bytes, location
+        self._delete_uploaded = delete_uploaded
+        # Always taken before the lock of the history.
+        self._files = threading.RLock()
+        self._staged: dict[str, Kept] = {}  # written, but their detections are not stored yet
+        self._unpublished: dict[str, str] = {}  # event id: sidecar; stored, but the files do not have their names yet
+        folder.mkdir(parents=True, exist_ok=True)
+        self._recover()
+        self.publish()
+        with self._files:
+            self._make_room(0)
+
+    def stage(
+        self, frame: Frame, detection: Detection, reason: Reason, model_sha256: str, *, held: bool
+    ) -> Kept | None:
+        """Writes the photo of a detection that is about to be stored, under a hidden name, and makes room for it.
+
+        Returns None if the photo is kept already.
+
+        Raises:
+            PhotoTooLargeError: the photo is larger than the limit.
+            OSError: the disk is full or the folder is away.
+            OutboxError: the history cannot be written.
+        """
+        event_id = detection.event_id
+        if self._names("event_id = ?", event_id):
+            return None
+        content = photo_content(frame, location=self._location)
+        document = json_text(sidecar(detection, reason, model_sha256, content))
+        kept = Kept(document, len(content) + len(document.encode()), look_of(frame.pixels), held)
+        if self._staged_bytes + kept.size_bytes > self._max_bytes:
+            got = f"a photo of {kept.size_bytes:,} bytes"
+            raise PhotoTooLargeError(f"photos of at most {self._max_bytes:,} bytes", got, "raise max_mb in [keep]")
+        with self._files:
+            self._make_room(kept.size_bytes)
+            while True:
+                try:
+                    with replacing(self._hidden(event_id)) as temporary:
+                        temporary.write_bytes(content)
+                    break
+                except OSError as error:
+                    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=True):
+                        raise
+            sync_folder(self.folder)
+            self._staged[event_id] = kept
+        return kept
+
+    def stored(self) -> None:
+        """Publishes all staged photos: call it when their detections and rows are stored."""
+        with self._files:
+            self._unpublished |= {name: kept.document for name, kept in self._staged.items() if not kept.held}
+            self._staged.clear()
+        self.publish()
+
+    def publish(self) -> None:
+        """Gives stored photos their names and writes their sidecars; what fails now is tried again at the next call.
+
+        Raises:
+            OSError: the disk is full or the folder is away.
+        """
+        with self._files:
+            if not self._unpublished:
+                return
+            for event_id, document in list(self._unpublished.items()):
+                with contextlib.suppress(FileNotFoundError):
+                    self._hidden(event_id).rename(self._photo(event_id))
+                if self._photo(event_id).exists():
+                    write_text(self._sidecar(event_id), document)
+                del self._unpublished[event_id]
+            sync_folder(self.folder)
+
+    def release_held(self, classes: Mapping[str, Collection[str]], *, before_s: float) -> None:
+        """Publishes the held leaves of alerts, and removes those that are too old for an alert.
+
+        Args:
+            classes: by plot with an open alert, the classes that the alert counts.
+            before_s: earlier leaves are removed, in seconds since 1970.
+
+        Raises:
+            OSError: the disk is full or the folder is away.
+            OutboxError: the history cannot be written.
+        """
+        wanted = [(plot, label) for plot, labels in classes.items() for label in labels]
+        with self._files:
+            released = dict[str, str]()
+            for plot, label in wanted:
+                with self._history.reading() as database:
+                    query = "SELECT event_id, document FROM kept WHERE held = 1 AND plot = ? AND label = ?"
+                    released |= database.execute(query, (plot, label)).fetchall()
+            if released:
+                with self._history.writing() as database:
+                    database.executemany("UPDATE kept SET held = 0 WHERE event_id = ?", [(name,) for name in released])
+                self._unpublished |= released
+            self._drop(self._names("held = 1 AND at_s < ?", before_s))
+        self.publish()
+
+    def forget_missing(self) -> None:
+        """Removes the rows of photos that people have taken out of the folder."""
+        with self._files:
+            names = {entry.name for entry in self.folder.iterdir()}
+            stored = self._names("true")
+            self._drop([one for one in stored if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}])
+
+    def content(self, event_id: str) -> bytes | None:
+        """Returns a photo; None if it was removed. Raises OSError if it cannot be read now."""
+        with self._files:
+            for path in (self._photo(event_id), self._hidden(event_id)):
+                with contextlib.suppress(FileNotFoundError):
+                    return path.read_bytes()
+            self.folder.stat()  # raises where the whole folder is away
+        return None
+
+    def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
+        """Returns up to `limit` photos to upload with a `seq` above `after`: their sidecars as messages, in order."""
+        query = (
+            "SELECT seq, document, plot, event_id FROM kept WHERE uploaded = 0 AND held = 0 AND seq > ? "
+            "ORDER BY seq LIMIT ?"
+        )
+        with self._history.reading() as database:
+            rows = database.execute(query, (after, limit)).fetchall()
+        return [
+            Pending(seq, Message(document.encode(), plot=plot, event_id=event_id))
+            for seq, document, plot, event_id in rows
+        ]
+
+    def delivered(self, seqs: Iterable[int]) -> None:
+        """Marks photos as uploaded, or removes them with `delete_uploaded`; given by their `Pending.seq`."""
+        numbers = [(seq,) for seq in seqs]
+        with self._files:
+            with self._history.writing() as database:
+                done = database.executemany("UPDATE kept SET uploaded = 1 WHERE seq = ?", numbers)
+                add_to_counter(database, _UPLOADED, done.rowcount)
+            self._remove_uploaded()
+
+    def counts(self) -> OutboxCounts:
+        """Returns the numbers of photos that wait for the upload, that were uploaded, and that the limit removed."""
+        found = self.state()
+        waiting, dropped = ({"photo": found[key]} for key in ("waiting", "dropped"))
+        return OutboxCounts(waiting, found["waiting_bytes"], found["oldest_s"], found["uploaded"], dropped)
+
+    def state(self) -> dict[str, Any]:
+        """Returns numbers for the agent's state: photos, bytes, waiting (with bytes, oldest_s), uploaded, dropped."""
+        query = "SELECT count(*), coalesce(sum(size_bytes), 0), min(at_s) FROM kept WHERE "
+        counter = "SELECT coalesce(sum(value), 0) FROM counters WHERE name = ?"
+        with self._history.reading() as database:
+            photos, _, _ = database.execute(f"{query} held = 0").fetchone()
+            _, size, _ = database.execute(f"{query} true").fetchone()
+            waiting, waiting_bytes, oldest_s = database.execute(f"{query} uploaded = 0 AND held = 0").fetchone()
+            (uploaded,), (dropped,) = (database.execute(counter, (name,)).fetchone() for name in (_UPLOADED, _DROPPED))
+        return {
+            "photos": photos,
+            "bytes": size,
+            "waiting": waiting,
+            "waiting_bytes": waiting_bytes,
+            "oldest_s": 0.0 if oldest_s is None else round(max(0.0, time.time() - oldest_s), 1),
+            "uploaded": uploaded,
+            "dropped": dropped,
+        }
+
+    def _photo(self, event_id: str) -> Path:
+        return self.folder / f"{event_id}{PHOTO}"
+
+    def _hidden(self, event_id: str) -> Path:
+        return self.folder / f".{event_id}{PHOTO}"
+
+    def _sidecar(self, event_id: str) -> Path:
+        return self.folder / f"{event_id}{SIDECAR}"
+
+    @property
+    def _staged_bytes(self) -> int:
+        return sum(kept.size_bytes for kept in self._staged.values())
+
+    def _names(self, where: str, *values: object) -> list[str]:
+        query = f"SELECT event_id FROM kept WHERE {where} ORDER BY at_s, seq"  # noqa: S608 - constants
+        with self._history.reading() as database:
+            return [name for (name,) in database.execute(query, values)]
+
+    def _sum(self, what: str, where: str = "true") -> int:
+        with self._history.reading() as database:
+            (value,) = database.execute(f"SELECT coalesce({what}, 0) FROM kept WHERE {where}").fetchone()  # noqa: S608
+            return int(value)
+
+    def _make_room(self, needed: int) -> None:
+        def excess() -> int:
+            return self._sum("sum(size_bytes)") + self._staged_bytes + needed - self._max_bytes
+
+        if excess() > 0:
+            self.forget_missing()
+        while (missing := excess()) > 0 and self._drop(self._to_drop(missing), count=True):
+            pass
+
+    def _to_drop(self, needed: int) -> list[str]:
+        """Returns photos whose removal frees about `needed` bytes; fewer if there are none left."""
+        if self._sum("sum(size_bytes)", "held = 1") > _HELD_SHARE * self._max_bytes:
+            return self._names("held = 1")[:1]
+        where = f"uploaded = {min(1, self._sum('count(*)', 'uploaded = 1'))}"
+        half = (self._sum("count(*)", where) + 1) // 2
+        query = f"SELECT event_id, size_bytes, look FROM kept WHERE {where} ORDER BY at_s, seq LIMIT ?"  # noqa: S608
+        with self._history.reading() as database:
+            oldest = database.execute(query, (min(_MOST_COMPARED, half),)).fetchall()
+        return thinned([_Row(*row) for row in oldest], needed)
+
+    def _drop(self, event_ids: Sequence[str], *, count: bool = False) -> int:
+        """Removes photos, and returns their number; `count` counts those that were neither held nor uploaded.
+
+        The files go first: a kill in between leaves rows without files, which the next start removes. A photo without
+        its sidecar is not adopted by `_recover`.
+        """
+        if not event_ids:
+            return 0
+        for event_id in event_ids:
+            for path in (self._sidecar(event_id), self._photo(event_id), self._hidden(event_id)):
+                path.unlink(missing_ok=True)
+            self._unpublished.pop(event_id, None)
+        names = [(event_id,) for event_id in event_ids]
+        with self._history.writing() as database:
+            lost = database.executemany("DELETE FROM kept WHERE event_id = ? AND held = 0 AND uploaded = 0", names)
+            add_to_counter(database, _DROPPED, lost.rowcount if count else 0)
+            database.executemany("DELETE FROM kept WHERE event_id = ?", names)
+        return len(event_ids)
+
+    def _remove_uploaded(self) -> None:
+        if self._delete_uploaded:
+            self._drop(self._names("uploaded = 1"))
+
+    def _recover(self) -> None:
+        """Completes what a kill interrupted, and adds photos that an earlier, lost history knew."""
+        names = {entry.name for entry in self.folder.iterdir()}
+        with self._history.reading() as database:
+            stored = database.execute("SELECT event_id, held, document FROM kept").fetchall()
+        rows = {event_id: None if held else document for event_id, held, document in stored}
+        for name in names:
+            found = _HIDDEN.fullmatch(name)
+            if _UNFINISHED.fullmatch(name) or (found and found[1] not in rows):
+                (self.folder / name).unlink(missing_ok=True)
+        self._remove_uploaded()
+        self.forget_missing()
+        for event_id, document in rows.items():
+            if document is not None and not {f"{event_id}{PHOTO}", f"{event_id}{SIDECAR}"} <= names:
+                self._unpublished[event_id] = document
+        for name in sorted(names):
+            found = _VISIBLE.fullmatch(name)
+            if found and found[2] == "json" and found[1] not in rows and f"{found[1]}{PHOTO}" in names:
+                self._adopt(found[1])
+
+    def _adopt(self, event_id: str) -> None:
+        try:
+            text = self._sidecar(event_id).read_text(encoding="utf-8")
+            document = json.loads(text)
+            at_s = datetime.fromisoformat(document["time"]).timestamp()
+            plot, label = str(document["plot"]), document["class"]
+            look = look_of(np.asarray(read_photo(self._photo(event_id), shorter_side=_THUMB_PIXELS)))
+            size = self._photo(event_id).stat().st_size + len(text.encode())
+        except Exception:  # whatever people or a broken disk left there
+            logger.warning(
+                "'%s' in the folder of kept photos is damaged and is left alone", self._sidecar(event_id).name
+            )
+            return
+        with self._history.writing() as database:
+            add_kept(database, event_id, at_s, plot, label, Kept(text, size, look))
+
+
+def thinned(oldest: Sequence[_Row], needed: int) -> list[str]:
+    """Returns the photos to remove until `needed` bytes are free; all, if that is not enough.
+
+    It is always the older one of the two most alike photos; if no two are alike, the oldest.
+
+    Args:
+        oldest: the photos to choose from, the oldest first.
+        needed: bytes to free.
+    """
+    looks = np.array([row.look for row in oldest], np.int64).view(np.uint8).reshape(-1, 8)
+    signs = 2.0 * np.unpackbits(looks, axis=1).astype(np.float32) - 1
+    # The product of two rows of signs is 64 less two for each bit that differs. Only the older of a pair is a choice.
+    same = np.where(np.tri(len(oldest), dtype=bool), -np.inf, signs @ signs.T)
+    left, chosen = list(range(len(oldest))), list[str]()
+    while left and needed > 0:
+        older, newer = divmod(int(same.argmax()), len(oldest))
+        number = older if same[older, newer] >= 64 - 2 * _ALIKE_BITS else left[0]
+        left.remove(number)
+        same[number], same[:, number] = -np.inf, -np.inf
+        chosen.append(oldest[number].event_id)
+        needed -= oldest[number].size_bytes
+    return chosen
