@@ -147,7 +147,8 @@ def test_what_people_delete_of_a_photo(history: History, folder: Path, gone: str
             (folder / f"{name(1)}{suffix}").unlink()
     kept = KeptPhotos(history, folder, 10**6)
     is_left = gone == ".json"
-    assert numbers_in(folder) == numbers_in(folder, ".json") == ([1] if is_left else [])
+    assert numbers_in(folder) == ([1] if is_left else [])
+    assert numbers_in(folder, ".json") == ([] if gone == "both" else [1])
     assert (kept.state()["photos"], kept.state()["dropped"]) == (is_left, 0)
 
 
@@ -270,7 +271,7 @@ def test_photos_that_people_take_out_of_the_folder_are_forgotten(history: Histor
     assert kept.content(name(1)) is None
     kept.forget_missing()
     assert [pending.message.event_id for pending in kept.pending()] == [name(2)]
-    assert numbers_in(folder, ".json") == [2]
+    assert numbers_in(folder, ".json") == [1, 2]  # rsync may be about to move it, too
     assert kept.state()["dropped"] == 0
 
 

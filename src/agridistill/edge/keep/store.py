@@ -174,11 +174,12 @@ class KeptPhotos:
         self.publish()
 
     def forget_missing(self) -> None:
-        """Removes the rows of photos that people have taken out of the folder."""
+        """Removes the rows of photos that people have taken out; a program may still copy their sidecars."""
         with self._files:
             names = {entry.name for entry in self.folder.iterdir()}
-            stored = self._names("true")
-            self._drop([one for one in stored if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}])
+            gone = [one for one in self._names("true") if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}]
+            if gone:
+                self._delete_rows(gone)
 
     def content(self, event_id: str) -> bytes | None:
         """Returns a photo; None if it was removed. Raises OSError if it cannot be read now."""
@@ -305,7 +306,7 @@ class KeptPhotos:
         for event_id in event_ids:
             self._hidden(event_id).unlink(missing_ok=True)
 
-    def _delete_rows(self, event_ids: Sequence[str], *, count: bool) -> None:
+    def _delete_rows(self, event_ids: Sequence[str], *, count: bool = False) -> None:
         names = [(event_id,) for event_id in event_ids]
         with self._history.writing() as database:
             lost = database.executemany("DELETE FROM kept WHERE event_id = ? AND held = 0 AND uploaded = 0", names)
