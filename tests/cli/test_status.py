@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from tests.edge.looks import HOSTILE, detection, filled_history, state
+from tests.edge.looks import HOSTILE, KEPT, detection, filled_history, state
 
 from agridistill.cli.status import status
 from agridistill.edge.state import HISTORY_FILE, write_state
@@ -84,13 +84,14 @@ def test_an_agent_that_came_to_the_end_of_its_source_is_no_problem_but_what_it_c
     assert (code, "Problem" in out) == (0, False)
     assert out.startswith("field-7: all photos were classified by ")
     hook = {"waiting": 1, "waiting_bytes": 9, "oldest_s": 5.0, "delivered": 0, "dropped": {}}
-    write_state(folder, state(**ended, outputs={"webhook": hook}))
+    write_state(folder, state(**ended, outputs={"webhook": hook}, kept=KEPT))
     code, out, _ = run(capsys, "--state", folder)
     assert code == 1
     told = [line for line in out.splitlines() if line.startswith("Problem: ")]
     assert told == [
         "Problem: 5 messages not sent to the broker yet; the next run will send them",
         "Problem: 1 message not sent to the webhook yet; the next run will send them",
+        "Problem: 2 kept photos not uploaded yet; the next run will send them",
     ]
 
 
@@ -127,6 +128,10 @@ def test_detections_of_another_model_than_the_present_one_name_it(folder: Path, 
             {"outputs": {"webhook": {"waiting": 2, "oldest_s": 700.0}}},
             "alerts have waited for the webhook for 11 min",
         ),
+        ({"kept": KEPT}, None),
+        ({"kept": KEPT | {"oldest_s": 700.0}}, "kept photos have waited for the upload for 11 min"),
+        ({"kept": KEPT | {"oldest_s": 700.0, "upload": False}}, None),
+        ({"kept": KEPT | {"trouble": "photos cannot be kept: full"}}, "photos cannot be kept: full"),
     ],
 )
 def test_a_long_outage_is_a_problem_and_a_short_one_is_not(

@@ -19,6 +19,20 @@ from agridistill.edge.store.history import History
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
 
 
+KEPT: dict[str, Any] = {
+    "photos": 12,
+    "bytes": 3_400_000,
+    "upload": True,
+    "waiting": 2,
+    "waiting_bytes": 600_000,
+    "oldest_s": 125.0,
+    "uploaded": 40,
+    "dropped": 3,
+    "missed": 0,
+    "trouble": None,
+}
+
+
 def state(**changes: Any) -> AgentState:
     now = time.time()
     fields: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.edge.looks import state
+from tests.edge.looks import KEPT, state
 
 from agridistill.edge.state import metrics_text
 
@@ -97,8 +97,15 @@ def test_each_receivers_outbox_is_told_apart() -> None:
         assert sum("_outbox_" in name for name, _ in samples) == 5 * len(receivers)
 
 
+def test_kept_photos_are_told_where_any_are_kept() -> None:
+    samples, _ = parse(metrics_text(state(kept=KEPT)))
+    names = ("photos", "bytes", "waiting", "oldest_seconds", "uploaded_total", "dropped_total", "missed_total")
+    assert [value(samples, f"kept_{name}") for name in names] == [12, 3_400_000, 2, 125, 40, 3, 0]
+    assert "kept" not in metrics_text(state())
+
+
 def test_names_follow_prometheus_rules_for_counters_and_units() -> None:
-    _, types = parse(metrics_text(state()))
+    _, types = parse(metrics_text(state(kept=KEPT)))
     assert all(name.startswith("agridistill_") for name in types)
     assert all((kind == "counter") == name.endswith("_total") for name, kind in types.items())
     assert not [name for name in types if re.search(r"_(ms|s|mb|percent)$", name)]

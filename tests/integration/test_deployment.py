@@ -18,11 +18,12 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
-from tests.edge.looks import state
+from tests.edge.looks import KEPT, state
 
 from agridistill.edge.alerts.plots import AlertMessage
 from agridistill.edge.alerts.rules import PlotHealth, ill_classes
 from agridistill.edge.events import Alert, Detection, json_bytes
+from agridistill.edge.keep.photo import sidecar
 from agridistill.edge.settings import WatchSettings, read_settings
 from agridistill.edge.state import AgentState
 
@@ -52,20 +53,24 @@ def test_what_is_commented_out_in_the_example_is_valid_too(tmp_path: Path) -> No
     assert found.broker is not None
     assert found.webhook is not None
     assert found.updates is not None
+    assert found.keep is not None
 
 
 def test_every_setting_is_explained_in_the_field_guide() -> None:
     guide = (ROOT / "docs" / "field.md").read_text()
     defaults = WatchSettings()
     names = [
-        name for name in vars(defaults) if name not in ("rules", "broker", "webhook", "command", "updates", "page")
+        name
+        for name in vars(defaults)
+        if name not in ("rules", "broker", "webhook", "command", "updates", "page", "keep")
     ]
     from agridistill.edge import settings as module
     from agridistill.edge.alerts.rules import Rule
     from agridistill.edge.delivery.broker import BrokerSettings
+    from agridistill.edge.keep import KeepSettings
     from agridistill.edge.store.outbox import OutboxLimits
 
-    for kind in (BrokerSettings, module.PageSettings, module.UpdateSettings, OutboxLimits, Rule):
+    for kind in (BrokerSettings, module.PageSettings, module.UpdateSettings, KeepSettings, OutboxLimits, Rule):
         names += list(kind.__dataclass_fields__)
     names += [*vars(defaults.quality), *vars(defaults.history)]
     missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]
@@ -88,7 +93,7 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
             PlotHealth("north", 1.0, 3600.0, 3, 0.8, "blight", shares={"blight": 0.8, "healthy": 0.2}),
             PlotHealth("south", 1.0),
         ],
-        "state": [state(), without_broker],
+        "state": [state(), without_broker, state(kept=KEPT)],
     }
     schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -99,6 +104,16 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
         for key in schema["required"]:
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate({other: value for other, value in document.items() if other != key}, schema)
+
+
+def test_a_kept_photos_sidecar_fits_its_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "docs" / "schemas" / "kept.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    found = Detection("b" * 32, 1.5, "pi", "p", "1.jpg", "", "c" * 12, "unsure", "", "rust", 0.5, {"rust": 0.5})
+    document = json.loads(json_bytes(sidecar(found, "unsure", "d" * 64, b"photo")))
+    jsonschema.validate(document, schema)
+    assert list(document) == schema["required"] == list(schema["properties"])
 
 
 @pytest.mark.needs("systemd-analyze")

@@ -147,7 +147,9 @@ def test_a_disk_that_refuses_kept_photos_does_not_stop_detections(
 
 
 def test_a_folder_of_kept_photos_is_not_watched(photos: Path, keeping: WatchSettings, state: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected folder in \[keep\] outside the folder of photos; got '.*kept' inside '"):
+    with pytest.raises(
+        ConfigError, match=r"expected folder in \[keep\] outside the folder of photos; got '.*kept' inside '"
+    ):
         once(with_keep(keeping, folder=photos / "kept"), state)
     file = Path(keeping.model or "")
     with pytest.raises(ConfigError, match=r"a folder for kept photos that can be written; got '.*Not a directory"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.keep.servers import PASSWORD, USER, PresignedS3, WebDav, webdav
+from tests.edge.keep.servers import PASSWORD, USER, PresignedS3, webdav
 from tests.edge.keep.test_store import keep, name
 from tests.edge.keep.test_upload import AT_S, DAY, uploading
 
@@ -46,21 +46,20 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def test_rclones_webdav_gets_every_photo_in_the_days_collection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = WebDav(tmp_path / "served")
-    with History(tmp_path / "history.sqlite") as history:
+    with History(tmp_path / "history.sqlite") as history, webdav(tmp_path / "served") as server:
+        server.stop()
         kept = KeptPhotos(history, tmp_path / "kept", 10**7, delete_uploaded=True)
         with uploading(kept, server.address, LOGIN):
             keep(kept, history, *range(5), at_s=AT_S)
-            wait_for(lambda: "does not accept photos" in caplog.text)  # the server is absent
+            wait_for(lambda: "does not accept photos" in caplog.text)
             server.start()
             wait_for(lambda: not kept.pending())
             server.stop()
             keep(kept, history, *range(5, 9), at_s=AT_S)
             server.start()
             wait_for(lambda: not kept.pending())
-        server.stop()
+        found = files_in(server.folder)
     assert list((tmp_path / "kept").iterdir()) == []
-    found = files_in(server.folder)
     assert {str(Path(each).parent) for each in found} == {f"greenhouse-1/kept/{DAY}"}
     require_whole(found, 9)
 

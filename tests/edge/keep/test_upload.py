@@ -108,19 +108,18 @@ def test_collections_are_created_only_where_they_are_missing(kept: KeptPhotos, s
     made: set[str] = set()
 
     def answers(method: str, path: str) -> int | None:
-        if method == "MKCOL":
-            if path in made:
-                return 405
-            made.add(path)
-            return 201
-        return None if f"/photos/{DAY}/" in made else missing
+        parent = path.rstrip("/").rpartition("/")[0] + "/"
+        if parent not in made | {"/"}:
+            return missing
+        made.update({path} if method == "MKCOL" else ())
+        return None
 
     server.answers = answers
-    with uploading(kept, f"{server.address}/photos/"):
+    with uploading(kept, f"{server.address}/farm/photos/"):
         wait_for(lambda: not kept.pending())
-    asked = [path for method, path in server.asked if method == "MKCOL"]
-    assert asked == ["/photos/", f"/photos/{DAY}/"]
-    assert sorted(server.files) == paths(1, 2)
+    assert sorted(made) == ["/farm/", "/farm/photos/", f"/farm/photos/{DAY}/"]
+    assert [method for method, path in server.asked if method == "MKCOL"] == ["MKCOL"] * 5
+    assert sorted(server.files) == paths(1, 2, before=f"/farm/photos/{DAY}/")
 
 
 def test_an_address_with_a_name_may_have_a_signature(kept: KeptPhotos, server: Server) -> None:

@@ -15,11 +15,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
+from tests.edge.looks import HOSTILE, KEPT, detection, filled_history, picture, serving, state
 
 from agridistill.edge.alerts.rules import PlotHealth
-from agridistill.edge.page import PageServer
-from agridistill.edge.page.view import _verdict
+from agridistill.edge.page import Page, PageServer
+from agridistill.edge.page.view import _verdict, content_html
 from agridistill.edge.state import AgentState, metrics_text
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
@@ -165,6 +165,14 @@ def test_an_agent_that_says_nothing_any_more_is_told(history: History) -> None:
         assert b"has not reported since" in Asker(server).ask("/content")[2]
     with serving(history, state) as server:
         assert b"has not reported since" not in Asker(server).ask("/content")[2]
+
+
+def test_kept_photos_are_counted_and_what_prevents_them_stands_out(history: History) -> None:
+    page = content_html(Page(history, lambda: state(kept=KEPT)))
+    words = "12 photos, 3.4 MB; 2 wait for the upload, the oldest for 2 min 5 s; 3 dropped"
+    assert f"<dt>Kept photos</dt><dd>{words}</dd>" in page
+    page = content_html(Page(history, lambda: state(kept=KEPT | {"trouble": "photos cannot be kept: full"})))
+    assert '<dt>Kept photos</dt><dd class="bad">photos cannot be kept: full</dd>' in page
 
 
 def test_a_loss_of_source_and_broker_stands_out(history: History) -> None:

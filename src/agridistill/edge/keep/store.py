@@ -174,11 +174,12 @@ class KeptPhotos:
         self.publish()
 
     def forget_missing(self) -> None:
-        """Removes the rows of photos that people have taken out of the folder."""
+        """Removes the rows of photos that people have taken out; a program may still copy their sidecars."""
         with self._files:
             names = {entry.name for entry in self.folder.iterdir()}
-            stored = self._names("true")
-            self._drop([one for one in stored if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}])
+            gone = [one for one in self._names("true") if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}]
+            if gone:
+                self._delete_rows(gone)
 
     def content(self, event_id: str) -> bytes | None:
         """Returns a photo; None if it was removed. Raises OSError if it cannot be read now."""
@@ -282,21 +283,35 @@ class KeptPhotos:
     def _drop(self, event_ids: Sequence[str], *, count: bool = False) -> int:
         """Removes photos, and returns their number; `count` counts those that were neither held nor uploaded.
 
-        The files go first: a kill in between leaves rows without files, which the next start removes. A photo without
-        its sidecar is not adopted by `_recover`.
+        Photos get their hidden names first: after a kill, the next start publishes them again if their rows are still
+        there, and removes them otherwise.
         """
         if not event_ids:
             return 0
         for event_id in event_ids:
-            for path in (self._sidecar(event_id), self._photo(event_id), self._hidden(event_id)):
-                path.unlink(missing_ok=True)
             self._unpublished.pop(event_id, None)
+            self._sidecar(event_id).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._photo(event_id).rename(self._hidden(event_id))
+        try:
+            self._delete_rows(event_ids, count=count)
+        except OutboxError:
+            # On a full disk the history needs the room of the photos.
+            self._unlink_hidden(event_ids)
+            self._delete_rows(event_ids, count=count)
+        self._unlink_hidden(event_ids)
+        return len(event_ids)
+
+    def _unlink_hidden(self, event_ids: Sequence[str]) -> None:
+        for event_id in event_ids:
+            self._hidden(event_id).unlink(missing_ok=True)
+
+    def _delete_rows(self, event_ids: Sequence[str], *, count: bool = False) -> None:
         names = [(event_id,) for event_id in event_ids]
         with self._history.writing() as database:
             lost = database.executemany("DELETE FROM kept WHERE event_id = ? AND held = 0 AND uploaded = 0", names)
             add_to_counter(database, _DROPPED, lost.rowcount if count else 0)
             database.executemany("DELETE FROM kept WHERE event_id = ?", names)
-        return len(event_ids)
 
     def _remove_uploaded(self) -> None:
         if self._delete_uploaded:

@@ -84,10 +84,16 @@ class Upload:
         url = f"{self._address}{day}/{name}"
         status = self._send("PUT", url, content, kind)
         if status in _NO_FOLDER:
-            for folder in (self._address, f"{self._address}{day}/"):
-                self._send("MKCOL", folder)  # that it exists is no failure; if it cannot be created, the PUT fails
+            self._create(f"{self._address}{day}/")
             status = self._send("PUT", url, content, kind)
         self._require(status)
+
+    def _create(self, folder: str) -> None:
+        """Creates a collection and those above it that are missing; if that fails, the next PUT reports it."""
+        parent = f"{folder.rstrip('/').rpartition('/')[0]}/"
+        if self._send("MKCOL", folder) in _NO_FOLDER and urllib.parse.urlsplit(parent).path != "/":
+            self._create(parent)
+            self._send("MKCOL", folder)
 
     def _send(self, method: str, url: str, content: bytes = b"", kind: str = "") -> int:
         """Sends a request and returns the status; raises DeliveryError if there is none."""
