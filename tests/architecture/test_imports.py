@@ -54,6 +54,8 @@ def test_help_and_version_work_without_the_training_libraries(command: str) -> N
         "agridistill.api",
         "agridistill.runs",
         "agridistill.report",
+        "agridistill.review.ranking",
+        "agridistill.review.server",
         "agridistill.benchmark.run",
         "agridistill.benchmark.worker",
     ],

@@ -129,6 +129,7 @@ def test_a_plain_table_of_labels_is_read(tmp_path: Path) -> None:
         ("{", "x.json", "which is not JSON"),
         ('{"a": 1}', "x.json", "with other JSON"),
         ("[1]", "x.json", "with other JSON"),
+        ('[{"data": {"image": "north/1.jpg"}, "annotations": null}]', "x.json", "with another form"),
         ('[{"data": {"photo": "1.jpg"}, "annotations": []}]', "x.json", "a task without 'image'"),
         ('[{"image": "elsewhere.jpg", "choice": "rust"}]', "x.json", "none of 1, the first 'elsewhere.jpg'"),
     ],

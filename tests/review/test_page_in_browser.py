@@ -211,6 +211,9 @@ def test_single_keys_can_be_switched_off(browser: Any, tmp_path: Path) -> None:
         assert opened.photo() == names[0]
         opened.page.get_by_role("button", name="green").focus()
         opened.press("Enter")
+        # The focus stays where it was, for the next photo.
+        opened.photo()
+        assert opened.page.evaluate("document.activeElement.innerText").endswith("green")
         wait_for_lines(tmp_path, 1)
         opened.context.close()
     assert saved(tmp_path) == {names[0]: "green"}

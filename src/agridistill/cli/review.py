@@ -111,6 +111,8 @@ def review(
         return
     if model is None and classes is None and suspects is None:
         raise typer.BadParameter("pass --model MODEL, --classes PHOTOS or both")
+    if teacher is not None and model is None:
+        raise typer.BadParameter("--teacher needs --model, with which it is compared")
     _serve(root, photos, model, classes, teacher, given, name, log, host, port)
 
 
@@ -150,6 +152,11 @@ def _results(
     from agridistill.review.results import TABLE_HEADER, write_class_folders, write_label_table
     from agridistill.storage import require_result_file
 
+    if export is not None:
+        header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "[\n"
+        require_result_file(export, "--export", header=header)
+    if table is not None:
+        require_result_file(table, "--table", header=TABLE_HEADER)
     judgements = Judgements(log.read())
     agreed, disputed = settled(judgements)
     labels = {photo: choice.label for photo, choice in agreed.items() if choice.verdict == LABEL}
@@ -157,14 +164,11 @@ def _results(
     if agreement:
         _print_agreement(judgements, disputed, json=json)
     if export is not None:
-        header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "[\n"
-        require_result_file(export, "--export", header=header)
         write_label_studio(judgements, export)
     if into is not None:
         copied = write_class_folders(root, labels, into)
         stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
     if table is not None:
-        require_result_file(table, "--table", header=TABLE_HEADER)
         kept = {photo: label for photo, label in given.items() if photo not in agreed and photo not in disputed}
         write_label_table({**kept, **labels}, table)
         stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
@@ -274,16 +278,16 @@ def _ranking(
     if predictor is not None and second is not None:
         require_same_classes(predictor.manifest.classes, second.manifest.classes, owner="teacher")
     judged = Judgements(log.read()).of(reviewer)
-    ranking = Ranking(root, photos, predictor, second if predictor is not None else None, judged)
+    ranking = Ranking(root, photos, predictor, second, judged)
     return ranking, predictor.manifest.classes if predictor is not None else ()
 
 
 def _suspects(root: Path, progress: ProgressCallback) -> tuple[Order, Sequence[str]]:
     from agridistill.errors import needs_extra
-    from agridistill.review.ranking import FixedOrder
 
     with needs_extra():
         from agridistill.evaluation.suspects import find_suspects
+        from agridistill.review.ranking import FixedOrder
     found = find_suspects(root, progress=progress)
     stderr.print(f"{len(found.predictions):,} of {found.photos:,} labels are doubtful")
     return FixedOrder(found.predictions), found.folder.classes

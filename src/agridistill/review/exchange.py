@@ -89,8 +89,12 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
         DataError: the file has another format, or none of its photos is in the folder.
     """
     finder = PhotoFinder(root, file, photos)
+    rows: list[_Row]
     if file.suffix.lower() == ".json":
-        rows = list(_json_rows(file, reviewer))
+        try:
+            rows = list(_json_rows(file, reviewer))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(_FORMAT, f"'{file}' with another form ({error!r})", "export it as JSON") from None
     elif file.is_file() and file.read_bytes().startswith(HEADER.rstrip().encode()):
         known = set(photos)
         actions = ReviewLog(file).read()

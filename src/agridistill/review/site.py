@@ -9,14 +9,16 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agridistill.errors import DataError
 from agridistill.preprocess import read_photo
-from agridistill.review.ranking import Order
 from agridistill.review.record import LABEL, SPECIAL, UNDO, Action, Choice, Judgements, ReviewLog, now
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.verdict import Prediction, percent_words, plain_label
+
+if TYPE_CHECKING:
+    from agridistill.review.ranking import Order  # needs scipy
 
 _LISTED = 6
 # Enough for the largest zoom on most screens; smaller photos keep their size.

@@ -140,12 +140,14 @@ function keptWords(kept) {
 function showClasses() {
   const wanted = filter.value.trim().toLowerCase();
   const shown = settings.classes.filter((one) => one.words.toLowerCase().includes(wanted));
+  const focused = [...document.querySelectorAll("#classes button")].indexOf(document.activeElement);
   byId("classes").replaceChildren(
     ...shown.map(({ label, words }, position) => {
       const key = position < 9 ? String(position + 1) : "";
       return choiceButton(key, words, () => choose("label", label, words));
     }),
   );
+  if (focused >= 0) document.querySelectorAll("#classes button")[focused]?.focus();
 }
 
 function choiceButton(key, words, act) {
