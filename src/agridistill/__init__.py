@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from agridistill.benchmark.run import BenchmarkPlan, benchmark
     from agridistill.data.views import Augmentation
     from agridistill.evaluation.evaluate import EvaluationResult
+    from agridistill.evaluation.proof import ProofResult
     from agridistill.export.artefact import ExportResult
     from agridistill.report import report
     from agridistill.report.page import ReportResult
@@ -79,6 +80,7 @@ __all__ = [
     "PhotoResult",
     "Prediction",
     "Predictor",
+    "ProofResult",
     "ReportResult",
     "RunError",
     "RunResult",
@@ -102,6 +104,7 @@ _HOMES = {
         "benchmark.run": "BenchmarkPlan benchmark",
         "data.views": "Augmentation",
         "evaluation.evaluate": "EvaluationResult",
+        "evaluation.proof": "ProofResult",
         "export.artefact": "ExportResult",
         "report": "report",
         "report.page": "ReportResult",
@@ -123,7 +126,13 @@ def __getattr__(name: str) -> Any:
 
 
 # Result types that need an extra, with a module of it: if it is not installed, `help` and completion omit the type.
-_NEEDS = {"EvaluationResult": "sklearn", "ExportResult": "torch", "ReportResult": "jinja2", "RunResult": "torch"}
+_NEEDS = {
+    "EvaluationResult": "sklearn",
+    "ExportResult": "torch",
+    "ProofResult": "sklearn",
+    "ReportResult": "jinja2",
+    "RunResult": "torch",
+}
 
 
 def __dir__() -> list[str]:

@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from agridistill.arguments import (
     described,
     require_callable,
     require_choice,
     require_flag,
+    require_number,
     require_share,
     require_threads,
     require_whole,
@@ -27,6 +28,7 @@ from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
+    from agridistill.evaluation.proof import ProofResult
     from agridistill.export.artefact import ExportResult
     from agridistill.runtime.engines import Backend
     from agridistill.runtime.predictor import Predictor
@@ -70,10 +72,12 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     return Predictor(load_backend(path))
 
 
+@overload
 def evaluate(
     model: Path | str,
     data: Path | str,
     *,
+    against: None = None,
     split: Literal["train", "val", "test", "all"] = "test",
     split_file: Path | str | None = None,
     class_names: Mapping[str, str] | Path | str | None = None,
@@ -82,8 +86,45 @@ def evaluate(
     nested: bool | None = None,
     engine: str | None = None,
     progress: ProgressCallback = silent,
-) -> EvaluationResult:
-    """Measures how well a model classifies labelled photos.
+) -> EvaluationResult: ...
+
+
+@overload
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    *,
+    against: Path | str,
+    max_drop: float | None = ...,
+    max_class_drop: float | None = ...,
+    split: Literal["train", "val", "test", "all"] = "test",
+    split_file: Path | str | None = None,
+    class_names: Mapping[str, str] | Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
+    engine: str | None = None,
+    progress: ProgressCallback = silent,
+) -> ProofResult: ...
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    *,
+    against: Path | str | None = None,
+    max_drop: float | None = None,
+    max_class_drop: float | None = None,
+    split: Literal["train", "val", "test", "all"] = "test",
+    split_file: Path | str | None = None,
+    class_names: Mapping[str, str] | Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
+    engine: str | None = None,
+    progress: ProgressCallback = silent,
+) -> EvaluationResult | ProofResult:
+    """Measures how well a model classifies labelled photos, or compares it with an older model on these photos.
 
     `label_file`, `label_columns` and `nested` have the meaning that they have in `train`, `engine` that in `load`.
 
@@ -91,6 +132,10 @@ def evaluate(
         model: a finished run folder, an exported file, or the name of a shipped model.
         data: a data folder as for `train`. Classes of the model without photos there get no scores and are left out of
             macro-F1.
+        against: an older model, with which `model` is compared on the classes that both know.
+        max_drop: with `against`: the loss of accuracy that is allowed, in percentage points; None means 3.
+        max_class_drop: with `against`: the loss of recall that is allowed in each class, in percentage points; None
+            means 10.
         split: the part of the data to use. If it is the data that the model was trained on, the parts are those of the
             training run.
         split_file: a split made by `data split`, to use instead.
@@ -98,37 +143,55 @@ def evaluate(
             of a TOML file that holds one.
         progress: called with (done, total) while the photos are checked, then while they are classified.
 
+    Returns:
+        The scores; with `against`, the comparison, whose `holds` reports whether the new model may replace the old one.
+
     Raises:
         ConfigError: an argument has a wrong type or an unknown value.
-        AgriDistillError: the model, the data or the split cannot be used.
+        AgriDistillError: a model, the data or the split cannot be used.
     """
     from agridistill.runtime.backends import model_path
 
     path, folder = model_path(to_path("model", model)), to_path("data", data)
+    old_path = None if against is None else model_path(to_path("against", against))
     splits = to_optional_path("split_file", split_file)
     require_choice("split", split, SPLITS)
+    _require_rule(old_path, split, max_drop, max_class_drop)
     _require_engine(engine)
     require_callable("progress", progress)
     with needs_extra("the training part of AgriDistill, to score a model"):
         from agridistill.data.labels import FOLDERS, to_layout
         from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.evaluate import evaluate_folder
-        from agridistill.evaluation.held_out import to_class_names
+        from agridistill.evaluation.held_out import ModelOrigin, PhotoChoice, to_class_names
+        from agridistill.evaluation.proof import prove
+        from agridistill.evaluation.proof_verdict import MAX_CLASS_DROP_POINTS, MAX_DROP_POINTS
 
-    names = to_class_names(class_names)
-    layout = to_layout(label_file, label_columns, nested) or FOLDERS
+    run = path if path.is_dir() else None
+    choice: PhotoChoice = {
+        "layout": to_layout(label_file, label_columns, nested) or FOLDERS,
+        "split": split,
+        "split_file": splits,
+        "learnt": learnt_path(path),
+        "class_names": to_class_names(class_names),
+    }
     backend = load(path, engine=engine).backend
-    result = evaluate_folder(
-        backend,
-        folder,
-        layout=layout,
-        split=split,
-        split_file=splits,
-        run=path if path.is_dir() else None,
-        learnt=learnt_path(path),
-        class_names=names,
-        progress=progress,
-    )
+    if old_path is not None:
+        old = load(old_path, engine=engine).backend
+        own_split = old_path / "splits.json" if old_path.is_dir() else None
+        return prove(
+            backend,
+            old,
+            folder,
+            names=(str(path), str(old_path)),
+            run=run,
+            old_origin=ModelOrigin(old.manifest, own_split, learnt_path(old_path)),
+            max_drop=MAX_DROP_POINTS if max_drop is None else max_drop,
+            max_class_drop=MAX_CLASS_DROP_POINTS if max_class_drop is None else max_class_drop,
+            progress=progress,
+            **choice,
+        )
+    result = evaluate_folder(backend, folder, run=run, progress=progress, **choice)
     parameters, macs = model_cost(backend)
     return replace(result, parameters=parameters, macs=macs)
 
@@ -226,3 +289,13 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
 def _require_engine(engine: object) -> None:
     if engine is not None and not isinstance(engine, str):
         raise ConfigError("a name or None for 'engine'", described(engine), "leave it out")
+
+
+def _require_rule(against: Path | None, split: str, max_drop: object, max_class_drop: object) -> None:
+    for name, value in (("max_drop", max_drop), ("max_class_drop", max_class_drop)):
+        if value is not None and against is None:
+            raise ConfigError(f"'{name}' only with 'against'", described(value), "pass the old model as 'against'")
+        if value is not None:
+            require_number(name, value, low=0, high=100)
+    if against is not None and split == "train":
+        raise ConfigError("a split of new photos to compare models", "'train'", "use 'test', 'val' or 'all'")

@@ -66,8 +66,13 @@ def require_threads(value: object) -> None:
 
 def require_share(name: str, value: object) -> None:
     """Checks that a value is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError(f"a number from 0 to 1 for '{name}'", described(value), "correct it")
+    require_number(name, value, low=0, high=1)
+
+
+def require_number(name: str, value: object, *, low: float, high: float) -> None:
+    """Checks that a value is a number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"a number from {low:g} to {high:g} for '{name}'", described(value), "correct it")
 
 
 def require_flag(name: str, value: object) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from agridistill.study.summary import mcnemar, paired_difference
+from agridistill.study.summary import paired_difference
 
 
 def draw_study(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -128,13 +128,3 @@ def test_what_does_not_fit_together_is_refused() -> None:
         paired_difference(some, some, ["a"] * 2, paired_seeds=True)
     with pytest.raises(ValueError, match="if they are paired"):
         paired_difference(some, np.ones((1, 3), bool), ["a"] * 3, paired_seeds=True)
-
-
-@pytest.mark.parametrize(("b", "c"), [(9, 1), (3, 3), (0, 5), (0, 0), (40, 20)])
-def test_mcnemar_is_the_exact_binomial(b: int, c: int) -> None:
-    first = np.array([True] * b + [False] * c + [True] * 7 + [False] * 4)
-    second = np.array([False] * b + [True] * c + [True] * 7 + [False] * 4)
-    n, k = b + c, min(b, c)
-    expected = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-    found = mcnemar(first, second)
-    assert found == {"only_first": b, "only_second": c, "p_value": pytest.approx(expected)}

@@ -45,10 +45,38 @@ def evaluate(
         Path | None,
         Option(metavar="DIR", help="Also write robustness, calibration and mistakes to this folder, for `report`."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        Option(
+            metavar="OLD",
+            help="Compare MODEL with this older model on the same photos. The exit code is 1 unless it is shown that "
+            "MODEL is good enough to replace it.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        Option(
+            min=0.0,
+            max=100.0,
+            metavar="POINTS",
+            help="With --against: allow this loss of accuracy, even at the lower end of its 95 % interval.",
+            show_default="3",
+        ),
+    ] = None,
+    max_class_drop: Annotated[
+        float | None,
+        Option(
+            min=0.0,
+            max=100.0,
+            metavar="POINTS",
+            help="With --against: allow this loss of recall in each class.",
+            show_default="10",
+        ),
+    ] = None,
     json: options.Json = False,
     out: Annotated[Path | None, Option(help="Also write the result to this file as JSON.")] = None,
 ) -> None:
-    """Measure how well a model classifies labelled photos.
+    """Measure how well a model classifies labelled photos, or compare it with an older model (--against).
 
     The split comes from --splits; without it, from the training run if the model was trained on this data; otherwise
     from train/val/test folders. Without any split, all photos are evaluated if the model has certainly not learnt from
@@ -57,34 +85,40 @@ def evaluate(
     Classes of the model that have no photos in the data get no scores.
     """
     from agridistill import api
+    from agridistill.cli import proof
     from agridistill.data.labels import FOLDERS
     from agridistill.evaluation.held_out import read_class_names
     from agridistill.runtime.backends import model_path
     from agridistill.storage import require_result_file, require_writable, write_json
 
+    if against is None and (max_drop, max_class_drop) != (None, None):
+        raise typer.BadParameter("--max-drop and --max-class-drop need --against OLD")
+    if against is not None and evidence is not None:
+        raise typer.BadParameter("--evidence is about one model: omit --against")
     layout = labels.layout() or FOLDERS
     model = model_path(model)
     if out is not None:
-        require_result_file(out, keys=("model", "split", "confusion_matrix"))
+        require_result_file(out, keys=("model", "split", "confusion_matrix") if against is None else proof.KEYS)
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
-    names = read_class_names(map_) if map_ is not None else {}
+    photos: dict[str, Any] = {
+        "split": split,
+        "split_file": splits,
+        "class_names": read_class_names(map_) if map_ is not None else {},
+        "label_file": labels.labels,
+        "label_columns": layout.label_columns,
+        "nested": labels.nested,
+    }
+    if against is not None:
+        where = [*labels.words(), *(("--splits", splits) if splits else ()), *(("--map", map_) if map_ else ())]
+        proof.compare(model, data, model_path(against), (max_drop, max_class_drop), photos, where, json=json, out=out)
+        return
     with output.progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
-        result = api.evaluate(
-            model,
-            data,
-            split=split,
-            split_file=splits,
-            class_names=names,
-            label_file=labels.labels,
-            label_columns=layout.label_columns,
-            nested=labels.nested,
-            progress=progress,
-        )
+        result = api.evaluate(model, data, **photos, progress=progress)
     if result.split == "all" != split:
         split = "all"
-        stderr.print("None of these photos is known to be from the model's training: all of them are used for testing.")
+        print_all_used()
     output.print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
     verdict = verdict_on(result, model)
     document = result.to_json() | {"verdict": verdict.to_json()}
@@ -93,17 +127,26 @@ def evaluate(
     if json:
         output.print_json(document)
     else:
-        photos = "all photos" if split == "all" else f"the {split} split"
-        print_evaluation(result, title=f"{result.model} on {photos} of {data}")
+        print_evaluation(result, title=f"{result.model} on {photos_of(split)} of {data}")
     print_verdict(verdict, json=json)
     if evidence is not None:
         # This takes minutes, therefore the scores are printed before.
-        chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
+        chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": photos["class_names"]}
         with output.progress_bar("gathering evidence") as progress:
             _gather(model, data, evidence, result, chosen, progress)
         output.next_command("report", evidence)
     elif verdict.usable:
         output.next_command("predict", model, data)
+
+
+def print_all_used() -> None:
+    """Reports that a folder without a split is used as a whole."""
+    stderr.print("None of these photos is known to be from the model's training: all of them are used for testing.")
+
+
+def photos_of(split: str) -> str:
+    """Names the photos of a split for a title."""
+    return "all photos" if split == "all" else f"the {split} split"
 
 
 def _gather(

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from agridistill.edge.settings import WatchSettings
 
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
+_PROOFS = {
+    "holds": "; proof.json shows that it may replace the old model",
+    "without": "; without proof",
+    "not needed": "",
+}
 
 
 def watch(
@@ -225,7 +230,7 @@ def publish(
         Path | None,
         Option(
             help="Let devices test the model on these photos. The right answers are the names of their class folders; "
-            "without class folders, they are the answers of the model now."
+            "without class folders, they are the answers of the model now. Of more than 200, five of each class count."
         ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,
@@ -243,9 +248,22 @@ def publish(
     new_key: Annotated[
         Path | None, Option(help="Only create a key pair: the private key in this file, the public key in FILE.pub.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        Option(
+            metavar="PROOF",
+            help="Prove with this file of `evaluate MODEL PHOTOS --against OLD --out PROOF` that the model may replace "
+            "the last release of its channel.",
+        ),
+    ] = None,
+    without_proof: Annotated[
+        bool, Option("--without-proof", help="Publish another model than the last without a proof, and record that.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Sign an exported model as a release; devices fetch it, test it, and return to their old model if it fails.
+
+    If a model was released before on this channel, another one needs a proof that it is no worse (--against).
 
     The password of a private key is read from AGRIDISTILL_KEY_PASSWORD.
     """
@@ -266,6 +284,8 @@ def publish(
     for name in revoke_key or []:
         if not _KEY_ID.fullmatch(name):
             raise typer.BadParameter(f"--revoke-key takes a key's id of 16 hexadecimal digits, not '{name}'")
+    if against is not None and without_proof:
+        raise typer.BadParameter("--against or --without-proof, not both")
     settings = PublishSettings(
         version=version,
         channel=channel,
@@ -273,6 +293,8 @@ def publish(
         base_url=base_url,
         trust=tuple(read_public_key(path) for path in trust_key or []),
         revoke=tuple(revoke_key or []),
+        proof=against,
+        without_proof=without_proof,
     )
     for path in key:
         if path.resolve().is_relative_to(out.resolve()):
@@ -289,7 +311,7 @@ def publish(
             f"{result.release}: version {result.version} {state}, with {result.files} files, "
             f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; the model answers "
             f"{100 * result.agreement:.1f} % of {result.golden_photos} golden photos right here, and must answer "
-            f"{100 * settings.minimum_agreement:g} % right on a device"
+            f"{100 * settings.minimum_agreement:g} % right on a device{_PROOFS[result.proof]}"
         )
     output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
 

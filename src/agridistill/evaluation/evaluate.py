@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from agridistill.data.folder import Sample
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import DataError, PhotoError, RunError
-from agridistill.evaluation.held_out import PhotoChoice, choose_photos
+from agridistill.evaluation.held_out import ChosenPhotos, PhotoChoice, choose_photos
 from agridistill.evaluation.metrics import (
     ClassScores,
     Interval,
@@ -189,14 +189,7 @@ def evaluate_folder(
         DataError: the folder or the split cannot be used.
         ModelError: the data has classes that the model lacks, or the model's output is unusable.
     """
-    choice["class_names"] = choice.get("class_names") or {}
-    if run is not None:
-        choice["own_split"] = run / "splits.json"
-    photos = choose_photos(backend.manifest, data, progress=progress, **choice)
-    for line in photos.left_out:
-        logger.warning("%s", line)
-    if photos.non_photo_files:
-        logger.warning("left out: %s", passed_over(photos.non_photo_files))
+    photos = photos_to_score(backend, data, run=run, progress=progress, **choice)
     return evaluate(
         backend,
         photos.samples,
@@ -205,6 +198,26 @@ def evaluate_folder(
         skipped=photos.skipped,
         progress=progress,
     )
+
+
+def photos_to_score(
+    backend: Backend,
+    data: Path,
+    *,
+    run: Path | None = None,
+    progress: ProgressCallback = silent,
+    **choice: Unpack[PhotoChoice],
+) -> ChosenPhotos:
+    """Chooses the photos for `evaluate_folder`, which describes the arguments, and logs what it leaves out."""
+    choice["class_names"] = choice.get("class_names") or {}
+    if run is not None:
+        choice["own_split"] = run / "splits.json"
+    photos = choose_photos(backend.manifest, data, progress=progress, **choice)
+    for line in photos.left_out:
+        logger.warning("%s", line)
+    if photos.non_photo_files:
+        logger.warning("left out: %s", passed_over(photos.non_photo_files))
+    return photos
 
 
 def predict_logits(

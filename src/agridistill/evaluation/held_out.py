@@ -9,14 +9,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from agridistill.arguments import described, to_path
 from agridistill.data.folder import SPLIT_NAMES, Sample, left_out
-from agridistill.data.inspection import InspectionStore, fingerprint, inspect_photos, turned_phashes_of, usable_samples
+from agridistill.data.inspection import (
+    Inspection,
+    InspectionStore,
+    fingerprint,
+    inspect_photos,
+    turned_phashes_of,
+    usable_samples,
+)
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.data.leaf_ids import assign_leaf_ids
-from agridistill.data.likeness import read_learnt
+from agridistill.data.likeness import LearntPhotos, read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.manifest import ModelManifest, composed, require_same_classes
@@ -121,6 +128,19 @@ class ChosenPhotos:
     # and lines of `class_names` without a folder.
     left_out: tuple[str, ...] = ()
     non_photo_files: tuple[str, ...] = ()  # files in the folder that are not photos
+    fingerprint: str = ""  # sha256 over the classes of the folder, and over paths, labels and contents of `samples`
+    # How many of `samples` the model is known to have learnt from; None if that is not known, or if they are the
+    # training photos. The second number is for the model `against`.
+    learnt: int | None = None
+    against_learnt: int | None = None
+
+
+class ModelOrigin(NamedTuple):
+    """What is known about the photos that a model was trained on."""
+
+    manifest: ModelManifest
+    own_split: Path | None = None  # `splits.json` of the run that trained it
+    learnt: Path | None = None  # file with fingerprints of its training photos (see `data.likeness`)
 
 
 class PhotoChoice(TypedDict, total=False):
@@ -132,6 +152,7 @@ class PhotoChoice(TypedDict, total=False):
     own_split: Path | None
     learnt: Path | None
     class_names: Mapping[str, str] | None
+    against: ModelOrigin | None
 
 
 def choose_photos(
@@ -144,6 +165,7 @@ def choose_photos(
     own_split: Path | None = None,
     learnt: Path | None = None,
     class_names: Mapping[str, str] | None = None,
+    against: ModelOrigin | None = None,
     progress: ProgressCallback = silent,
 ) -> ChosenPhotos:
     """Finds the photos of one split of a folder, to evaluate a model on them.
@@ -163,6 +185,7 @@ def choose_photos(
         learnt: file with fingerprints of the model's training photos (see `data.likeness`); None without one.
         class_names: folder name -> class of the model, for folders with other names. With a mapping, even an empty
             one, the data may lack some of the model's classes; with None it must have exactly these classes.
+        against: an older model that is compared on the same photos; a warning is logged if it has learnt from them.
         progress: called with (done, total) while the photos are checked.
 
     Raises:
@@ -170,7 +193,6 @@ def choose_photos(
         ModelError: the data has classes that the model lacks, or `class_names` is None and the classes differ.
     """
     given = read_split(split_file) if split_file is not None else None
-    own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
     folder = read_layout(data, layout, min_classes=1)
     if class_names is None:
@@ -179,29 +201,30 @@ def choose_photos(
     inspection = inspect_photos(folder, store=InspectionStore(data), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
-    trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)
-    named = given or (own if trained_here else None)
+    whole = fingerprint(folder.classes, samples, inspection)
+    training = _Training.of(ModelOrigin(manifest, own_split, learnt), whole)
+    named = given or (training.own if training.on_this_data else None)
     parts = match_split(named, folder.samples) if named is not None else folder.given_split
-    known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if parts is None and split != "all":
-        met = known.count(turned_phashes_of(samples, inspection).values()) if known is not None else 0
-        if split != "test" or known is None or met:
+        met = training.count(samples, inspection) if training.known is not None else 0
+        if split != "test" or training.known is None or met:
             of_them = f"{met} of whose {len(samples)} photos the model has learnt from" if met else ""
-            raise _no_split(data, split, trained_here, of_them, scored=split == "test")
+            raise _no_split(data, split, training.on_this_data, of_them, scored=split == "test")
         split = "all"
 
     def chosen(path: str) -> bool:
         return parts is None or (path in parts if split == "all" else parts.get(path) == split)
 
     wanted = tuple(sample for sample in samples if chosen(sample.path))
+    learnt_from, against_learnt_from = None, None
     if split != "train":
-        if known is not None:
-            _warn_of_known(known.count(turned_phashes_of(wanted, inspection).values()), len(wanted))
-        elif own is not None:
-            _warn_of_learnt(len(set(own.train) & {sample.path for sample in wanted}), len(wanted), trained_here)
-        elif trained_here:
-            readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
-            _warn_of_what_may_be_learnt(manifest, readable_parts, split)
+        readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
+        learnt_from = training.count(wanted, inspection)
+        training.warn("the model", learnt_from, len(wanted), readable_parts, split)
+        if against is not None:
+            others = _Training.of(against, whole)
+            against_learnt_from = others.count(wanted, inspection)
+            others.warn("the old model", against_learnt_from, len(wanted), readable_parts, split)
     return ChosenPhotos(
         data,
         tuple(replace(sample, label=labels[sample.label]) for sample in wanted),
@@ -213,7 +236,58 @@ def choose_photos(
             *_unused_names(folder.classes, class_names or {}),
         ),
         folder.non_photo_files,
+        fingerprint(folder.classes, wanted, inspection),
+        learnt_from,
+        against_learnt_from,
     )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is known about the training photos of a model, in relation to a folder."""
+
+    manifest: ModelManifest
+    own: Split | None  # the split of the run that trained it
+    known: LearntPhotos | None  # not read if the folder is the training data and `own` is known: names are exact
+    on_this_data: bool  # whether the folder is the training data
+
+    @classmethod
+    def of(cls, origin: ModelOrigin, data_fingerprint: str) -> _Training:
+        manifest, own_split, learnt = origin
+        own = read_split(own_split) if own_split is not None and own_split.exists() else None
+        on_this_data = manifest.lineage.get("data_fingerprint") == data_fingerprint
+        known = read_learnt(learnt, manifest) if learnt is not None and not (own and on_this_data) else None
+        return cls(manifest, own, known, on_this_data)
+
+    def count(self, photos: Sequence[Sample], inspection: Inspection) -> int | None:
+        """Counts the photos that are known to be from the training; None if nothing is known."""
+        if self.known is not None:
+            return self.known.count(turned_phashes_of(photos, inspection).values())
+        return len(set(self.own.train) & {sample.path for sample in photos}) if self.own is not None else None
+
+    def warn(self, whose: str, met: int | None, photos: int, parts: Mapping[str, str], split: SplitChoice) -> None:
+        """Logs a warning if the model has learnt, or may have learnt, from the photos.
+
+        `met` is the result of `count`, and `parts` is the split by path of all readable photos.
+        """
+        if met and self.known is not None:
+            logger.warning(
+                "%s has learnt from at least %d of these %d photos (or their flipped, rotated or resized copies): "
+                "the result will be too high; leave them out, or pass its run's splits.json as --splits",
+                whose,
+                met,
+                photos,
+            )
+        elif met:
+            logger.warning(
+                "%d of these %d photos %s %s was trained on: the result will be too high",
+                met,
+                photos,
+                "are among those that" if self.on_this_data else "have the names of photos that",
+                whose,
+            )
+        elif met is None and self.on_this_data:
+            _warn_of_what_may_be_learnt(self.manifest, whose, parts, split)
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
@@ -227,12 +301,15 @@ def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored
     return DataError(f"a '{split}' split", f"'{data}', {got}", f"{leave_out}pass --splits FILE{remedy}")
 
 
-def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:
+def _warn_of_what_may_be_learnt(
+    manifest: ModelManifest, whose: str, parts: Mapping[str, str], split: SplitChoice
+) -> None:
     """Warns if an exported model may have learnt from photos in `parts`: compares split digests in its manifest."""
     if split == "all":
         logger.warning(
-            "the model was trained on photos of this folder: the result will be too high; pass its run's splits.json "
-            "as --splits and --split test"
+            "%s was trained on photos of this folder: the result will be too high; pass its run's splits.json "
+            "as --splits and --split test",
+            whose,
         )
         return
     known = manifest.lineage.get("split_sha256")
@@ -241,26 +318,7 @@ def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str
     given = Split(*(tuple(path for path, part in parts.items() if part == name) for name in SPLIT_NAMES))
     if digests_of(given)[split] != known.get(split):
         logger.warning(
-            "the model was trained on photos of this folder with another split, so these photos may be among its "
-            "training photos; pass its run's splits.json as --splits"
-        )
-
-
-def _warn_of_known(met: int, photos: int) -> None:
-    if met:
-        logger.warning(
-            "the model has learnt from at least %d of these %d photos (or their flipped, rotated or resized copies): "
-            "the result will be too high; leave them out, or pass its run's splits.json as --splits",
-            met,
-            photos,
-        )
-
-
-def _warn_of_learnt(learnt: int, photos: int, trained_here: bool) -> None:
-    if learnt:
-        logger.warning(
-            "%d of these %d photos %s the model was trained on: the result will be too high",
-            learnt,
-            photos,
-            "are among those that" if trained_here else "have the names of photos that",
+            "%s was trained on photos of this folder with another split, so these photos may be among its "
+            "training photos; pass its run's splits.json as --splits",
+            whose,
         )

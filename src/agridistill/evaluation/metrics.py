@@ -87,12 +87,20 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
     return Interval(min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate))
 
 
-def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> float:
-    """Returns how many independent photos would measure accuracy as precisely as N photos with several of one leaf.
+def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str]) -> float:
+    """Returns how many independent photos would measure a mean as precisely as N photos with several of one leaf.
 
-    The result is above 0 and at most N. `accuracy_interval` describes the arguments and the estimate.
+    Args:
+        values: `(N,)`, what is averaged: whether each photo was classified correctly, or the difference of two models.
+        leaf_ids: the leaf id of each of the N photos.
+
+    Returns:
+        A number above 0, at most N; `accuracy_interval` describes the estimate.
+
+    Raises:
+        ValueError: there are no photos, or the lengths differ.
     """
-    count = len(correct)
+    count = len(values)
     if count == 0 or len(leaf_ids) != count:
         raise ValueError(
             f"expected at least 1 photo and one leaf id for each, got {count} photos and {len(leaf_ids)} leaf ids"
@@ -100,13 +108,14 @@ def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -
     _, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos_of_leaf = np.bincount(leaf)
     leaves = len(photos_of_leaf)
-    rate = float(np.mean(correct))
-    if rate in (0.0, 1.0) or leaves == 1:
+    residuals = np.asarray(values, np.float64) - float(np.mean(values))
+    squares = float(np.sum(residuals**2))
+    if squares == 0 or leaves == 1:
         return float(count**2 / np.sum(photos_of_leaf**2))
-    residual_of_leaf = np.bincount(leaf, weights=np.asarray(correct, np.float64) - rate)
+    residual_of_leaf = np.bincount(leaf, weights=residuals)
     robust = leaves / (leaves - 1) * float(np.sum(residual_of_leaf**2)) / count**2
-    binomial = rate * (1 - rate) / (count - 1)
-    return count / max(robust / binomial, 1.0)
+    independent = squares / (count - 1) / count
+    return count / max(robust / independent, 1.0)
 
 
 def class_scores(preds: Labels, target: Labels, classes: Sequence[str]) -> tuple[ClassScores, ...]:

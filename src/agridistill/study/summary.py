@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.split import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import Predictions, predictions_on_test
+from agridistill.evaluation.paired import mcnemar
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
 from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, Job
@@ -290,31 +290,3 @@ def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun])
         for run in runs
         if (second := seconds.get(run.job.seed)) is not None
     ]
-
-
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int | float]:
-    """Computes McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
-
-    The test assumes independent photos. Photos of one leaf are not, so the p-value is too small.
-
-    Args:
-        first: `(N,)` bool: whether the first model classifies each photo correctly.
-        second: `(N,)` bool: the same for the second model.
-
-    Returns:
-        "only_first" and "only_second": the number of photos that only the first or only the second model classifies
-        correctly; and "p_value": the two-sided p-value.
-
-    Raises:
-        ValueError: the lengths differ.
-
-    Example:
-        >>> mcnemar(np.array([True, True, False]), np.array([True, False, False]))
-        {'only_first': 1, 'only_second': 0, 'p_value': 1.0}
-    """
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"expected two arrays (N,) of the same photos, got shapes {first.shape} and {second.shape}")
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = only_first + only_second
-    p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from agridistill.edge.updates.proof import PROOF_NAME, WITHOUT_PROOF, compare_command, read_proof
 from agridistill.edge.updates.release import (
     MAX_RELEASE_BYTES,
     RELEASE_NAME,
@@ -33,6 +35,7 @@ from agridistill.runtime.predictor import Predictor, expand
 from agridistill.storage import replacing, sync_folder
 
 MAX_GOLDEN_PHOTOS = 200
+_OF_A_CLASS = 5  # golden photos of each class that are chosen from a larger folder
 _NAMED_PHOTOS = 5
 
 
@@ -46,6 +49,8 @@ class PublishSettings:
     base_url: str = ""  # URL of the folder with the releases, needed for releases that are sent by MQTT
     trust: tuple[bytes, ...] = ()  # public keys of 32 bytes that devices trust from now on
     revoke: tuple[str, ...] = ()  # ids of keys that devices no longer trust
+    proof: Path | None = None  # result of `evaluate --against` that compares the model with the released one
+    without_proof: bool = False  # publishes without `proof`, which the release then records
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ class PublishResult:
     golden_photos: int
     agreement: float  # share of golden photos that the model answers right on this machine, 0 to 1
     unchanged: bool  # the same release existed already, so nothing was written
+    # "holds": the release has a proof that holds; "without": `without_proof` was set; "not needed": it is the first
+    # release of the channel, or has the model of the last one.
+    proof: Literal["holds", "without", "not needed"] = "not needed"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON of `agridistill publish --json`: all fields by name."""
@@ -82,14 +90,16 @@ def publish(
     Args:
         model: an exported model file (.onnx or .tflite), with its manifest next to it.
         golden: folder of golden photos, which test the model on each device. Subfolders name the expected class;
-            without subfolders, a device must give the same answers as the model on this machine.
+            without subfolders, a device must give the same answers as the model on this machine. Of more than 200
+            photos in subfolders, five of each class are used.
         out: folder from which devices download; it holds the releases of all versions.
         keys: private keys that sign the release; a device must trust at least one of them.
         settings: version, channel and further settings of the release.
         progress: called after each golden photo with the number of finished photos, and of all.
 
     Raises:
-        EdgeError: there is no key, the version or a higher one is published already, or a setting is not allowed.
+        EdgeError: there is no key, the version or a higher one is published already, a setting is not allowed, or there
+            is no proof that the model may replace the released one.
         ModelError: `model` is not an exported model, or answers too few golden photos right.
         DataError: a golden photo cannot be read.
     """
@@ -98,13 +108,20 @@ def publish(
     if not keys:
         raise EdgeError("a private key to sign the release", "none", "name it with --key, or create one with --new-key")
     predictor = Predictor(open_artefact(model))
+    published = _published(out)
+    if published is None or published.version < settings.version:
+        _require_proof(model, predictor.manifest.weights_sha256, published, out, settings)
     photos, labels, agreement = _golden(golden, predictor, settings.minimum_agreement, progress)
     names = [f"golden-{number:03d}{photo.suffix.lower()}" for number, photo in enumerate(photos, 1)]
-    contents = {
+    contents: dict[str, Path | bytes] = {
         model.name: model,
         manifest_path(model).name: manifest_path(model),
         **dict(zip(names, photos, strict=True)),
     }
+    if settings.proof is not None or settings.without_proof:
+        if PROOF_NAME in contents:
+            raise EdgeError(f"a model with a manifest other than {PROOF_NAME}", f"'{model}'", "rename the model")
+        contents[PROOF_NAME] = WITHOUT_PROOF if settings.proof is None else read_proof(settings.proof).for_release()
     release = _release(contents, model, predictor.manifest.classes, dict(zip(names, labels, strict=True)), settings)
     own = [key_id(key.public_key().public_bytes_raw()) for key in keys]
     if set(own) <= set(settings.revoke) and not settings.trust:
@@ -113,7 +130,7 @@ def publish(
             "only signing keys that --revoke-key revokes",
             "add the next key with --trust-key",
         )
-    unchanged = _is_published(out, release)
+    unchanged = published is not None and _is_same(published, release, out)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
     return PublishResult(
@@ -125,6 +142,7 @@ def publish(
         golden_photos=len(photos),
         agreement=agreement,
         unchanged=unchanged,
+        proof="holds" if settings.proof is not None else "without" if settings.without_proof else "not needed",
     )
 
 
@@ -132,6 +150,8 @@ def _golden(
     folder: Path, predictor: Predictor, minimum: float, progress: ProgressCallback
 ) -> tuple[list[Path], list[str], float]:
     photos = expand([folder])
+    if len(photos) > MAX_GOLDEN_PHOTOS and all(photo.parent != folder for photo in photos):
+        photos = _some_of_each_class(photos)
     if len(photos) > MAX_GOLDEN_PHOTOS:
         raise EdgeError(
             f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some of them"
@@ -164,8 +184,24 @@ def _golden(
     return photos, labels, agreement
 
 
+def _some_of_each_class(photos: Sequence[Path]) -> list[Path]:
+    """Chooses five photos of each class folder, evenly spaced by name; all if there are fewer."""
+    by_class: dict[str, list[Path]] = {}
+    for photo in photos:
+        by_class.setdefault(photo.parent.name, []).append(photo)
+    return [
+        of_class[number * len(of_class) // min(_OF_A_CLASS, len(of_class))]
+        for of_class in by_class.values()
+        for number in range(min(_OF_A_CLASS, len(of_class)))
+    ]
+
+
 def _release(
-    contents: dict[str, Path], model: Path, classes: tuple[str, ...], labels: dict[str, str], settings: PublishSettings
+    contents: Mapping[str, Path | bytes],
+    model: Path,
+    classes: tuple[str, ...],
+    labels: dict[str, str],
+    settings: PublishSettings,
 ) -> Release:
     base_url = settings.base_url and settings.base_url.rstrip("/") + "/"
     try:
@@ -174,8 +210,10 @@ def _release(
             created=datetime.now(UTC).replace(microsecond=0),
             channel=settings.channel,
             files=tuple(
-                ReleaseFile(name=name, size_bytes=path.stat().st_size, sha256=sha256_of(path))
-                for name, path in contents.items()
+                ReleaseFile(name=name, size_bytes=len(content), sha256=sha256(content).hexdigest())
+                if isinstance(content, bytes)
+                else ReleaseFile(name=name, size_bytes=content.stat().st_size, sha256=sha256_of(content))
+                for name, content in contents.items()
             ),
             model=model.name,
             classes=classes,
@@ -188,16 +226,18 @@ def _release(
         raise EdgeError("settings that are allowed in a release", problem_of(error), "correct this value") from None
 
 
-def _is_published(out: Path, release: Release) -> bool:
-    """Whether the same release is published already.
+def _published(out: Path) -> Release | None:
+    """Returns the release in the folder; None without one."""
+    path = out / RELEASE_NAME
+    return stored_release(path.read_bytes()) if path.exists() else None
+
+
+def _is_same(published: Release, release: Release, out: Path) -> bool:
+    """Whether a release is published already.
 
     Raises:
         EdgeError: a release with a higher version is published, or another one with the same version.
     """
-    path = out / RELEASE_NAME
-    if not path.exists():
-        return False
-    published = stored_release(path.read_bytes())
     if published.version > release.version:
         raise EdgeError(
             f"a version above {published.version}",
@@ -215,7 +255,26 @@ def _is_published(out: Path, release: Release) -> bool:
     return True
 
 
-def _write(out: Path, release: Release, contents: dict[str, Path], envelope: bytes) -> None:
+def _require_proof(model: Path, sha256: str, published: Release | None, out: Path, settings: PublishSettings) -> None:
+    """Checks the proof that a model may replace the published one of its channel."""
+    if settings.without_proof:
+        return
+    if published is not None and published.channel == settings.channel:
+        old_sha256 = next(file.sha256 for file in published.files if file.name == published.model)
+        old = out / published.folder / published.model
+    else:
+        old_sha256, old = None, Path("OLD")
+    if settings.proof is not None:
+        read_proof(settings.proof).require(model, sha256, old, old_sha256)
+    elif old_sha256 not in (None, sha256):
+        raise EdgeError(
+            f"a proof that '{model}' is no worse than version {published.version if published else ''}",
+            "none",
+            f"run {compare_command(model, old)} and add --against proof.json; or add --without-proof",
+        )
+
+
+def _write(out: Path, release: Release, contents: Mapping[str, Path | bytes], envelope: bytes) -> None:
     if len(envelope) > MAX_RELEASE_BYTES:
         raise EdgeError(
             f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes",
@@ -223,9 +282,12 @@ def _write(out: Path, release: Release, contents: dict[str, Path], envelope: byt
             "use fewer golden photos",
         )
     folder = out / release.folder
-    for name, path in contents.items():
+    for name, content in contents.items():
         with replacing(folder / name) as temporary:
-            shutil.copyfile(path, temporary)
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                shutil.copyfile(content, temporary)
     sync_folder(folder)
     # Written last: until then a device finds the previous release, whose files are still there.
     with replacing(out / RELEASE_NAME) as temporary:

@@ -1,0 +1,110 @@
+"""The proof of a release: the result of `evaluate --against`, which shows that its model may replace the last one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agridistill.errors import EdgeError
+from agridistill.storage import json_text
+
+PROOF_NAME = "proof.json"
+"""Name of the proof among the files of a release."""
+WITHOUT_PROOF = json_text({"format_version": 1, "without_proof": True}).encode()
+"""Its content in a release that was published without a proof of another model."""
+# Keys that name folders of the publisher, which are left out of a release.
+_PRIVATE = ("command", "path", "model")
+
+
+class _Model(BaseModel):
+    sha256: str
+    model: str
+
+
+class _Verdict(BaseModel):
+    holds: bool
+    headline: str
+
+
+class _Document(BaseModel):
+    """The keys of the document that a publisher needs; docs/schemas/proof.schema.json describes all."""
+
+    model_config = ConfigDict(strict=True)
+
+    format_version: Literal[1]
+    verdict: _Verdict
+    new: _Model
+    old: _Model
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A file that `evaluate NEW DATA --against OLD --out FILE` wrote."""
+
+    path: Path
+    whole: dict[str, Any]
+    document: _Document
+
+    def for_release(self) -> bytes:
+        """Returns its content as JSON, without paths and the command line of the publisher."""
+        public = {key: value for key, value in self.whole.items() if key not in _PRIVATE}
+        for part in ("new", "old", "data"):
+            public[part] = {key: value for key, value in self.whole.get(part, {}).items() if key not in _PRIVATE}
+        return json_text(public).encode()
+
+    def require(self, model: Path, sha256: str, old: Path, old_sha256: str | None) -> None:
+        """Checks that it holds for a model.
+
+        Args:
+            model: path of the model to publish.
+            sha256: sha256 of this file.
+            old: path of the model that it replaces, for the error.
+            old_sha256: sha256 of this file; None if no model was released before.
+
+        Raises:
+            EdgeError: it is about other models, or does not hold.
+        """
+        again = f"run {compare_command(model, old)}"
+        if self.document.new.sha256 != sha256:
+            got = f"'{self.path}' about '{self.document.new.model}' (sha256 {self.document.new.sha256[:12]}…)"
+            raise EdgeError(f"a proof about '{model}' (sha256 {sha256[:12]}…)", got, again)
+        if old_sha256 is not None and self.document.old.sha256 != old_sha256:
+            got = f"'{self.path}' against '{self.document.old.model}' (sha256 {self.document.old.sha256[:12]}…)"
+            raise EdgeError(f"a proof against the released model (sha256 {old_sha256[:12]}…)", got, again)
+        if not self.document.verdict.holds:
+            raise EdgeError(
+                "a proof that holds",
+                f"'{self.path}': {self.document.verdict.headline}",
+                "improve the model, or compare with more photos; --without-proof publishes it all the same",
+            )
+
+
+def read_proof(path: Path) -> Proof:
+    """Reads a proof.
+
+    Raises:
+        EdgeError: the file cannot be read, or is no result of `evaluate --against`.
+    """
+    expected, remedy = "the result of `agridistill evaluate --against OLD --out FILE`", "write it again"
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        return Proof(path, whole, _Document.model_validate(whole))
+    except OSError as error:
+        raise EdgeError(expected, f"'{path}' ({error.strerror or error})", "check the path") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        got = f"'{path}' ({'.'.join(map(str, first['loc'])) or 'document'}: {first['msg'][:200]})"
+        raise EdgeError(expected, got, remedy) from None
+    except (ValueError, RecursionError):
+        raise EdgeError(expected, f"'{path}', which is not JSON", remedy) from None
+
+
+def compare_command(model: Path, old: Path) -> str:
+    """Returns the command that writes a proof."""
+    words = ("agridistill", "evaluate", str(model), "PHOTOS", "--against", str(old), "--out", "proof.json")
+    return f"`{shlex.join(words)}`"
