@@ -153,7 +153,7 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
         ("load", ("tomato",), {"photos": "x"}, "a whole number of at least 0 for 'photos'; got 'x' (str)"),
         ("evaluate", ("tomato", None), {}, PATHS.format("data", "None")),
         ("evaluate", ("tomato", "photos"), {"split": "tst"}, "for 'split'; got 'tst'; did you mean 'test'?"),
-        ("evaluate", ("tomato", "photos"), {"split": 1}, "expected a name for 'split'; got 1 (int); known: train, val"),
+        ("evaluate", ("tomato", "photos"), {"split": 1}, "a name for 'split'; got 1 (int); pass one of train, val"),
         ("export", (None, "leaf.onnx"), {}, PATHS.format("run", "None")),
         ("export", ("run", "leaf.onnx"), {"precision": "int4"}, "for 'precision'; got 'int4'; did you mean 'int8'?"),
         ("export", ("run", "leaf.onnx"), {"answers": 95}, "a number from 0 to 1 for 'answers'; got 95 (int)"),

@@ -263,7 +263,7 @@ def test_near_infrared_is_no_transparency(tmp_path: Path, bits: int, extra: int 
 def test_a_band_that_decoding_divides_the_colours_by_is_refused(tmp_path: Path) -> None:
     message = refused(write_tiff(tmp_path / "a.tif", leaf(4), extra=1))
     assert "fourth band is marked as transparency but holds something else" in message
-    assert message.endswith("save only its three colour bands")
+    assert message.endswith("save the photo with its three colour bands only")
 
 
 @pytest.mark.parametrize("extra", [1, 2])

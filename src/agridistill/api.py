@@ -126,7 +126,7 @@ def evaluate(
 ) -> EvaluationResult | ProofResult:
     """Measures how well a model classifies labelled photos, or compares it with an older model on these photos.
 
-    `label_file`, `label_columns` and `nested` have the meaning that they have in `train`, `engine` that in `load`.
+    `label_file`, `label_columns` and `nested` mean the same as in `train`, and `engine` the same as in `load`.
 
     Args:
         model: a finished run folder, an exported file, or the name of a shipped model.
@@ -215,8 +215,8 @@ def export(
 ) -> ExportResult:
     """Writes the network of a run to a file for devices, with its manifest in the same folder.
 
-    `label_file`, `label_columns` and `nested` have the meaning that they have in `train`; without them, the labels are
-    found as in the run.
+    `label_file`, `label_columns` and `nested` mean the same as in `train`; without them, the labels are found as in the
+    run.
 
     Args:
         run: a finished run folder.
@@ -224,12 +224,12 @@ def export(
         precision: number format of weights and activations.
         micro: writes an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h`.
         batch: 1 fixes the batch size of an `.onnx` file to 1; None allows any.
-        attention: adds a second output to an `.onnx` file, "attention" `(N, H, W)` float32: where the network finds
-            most to see, divided by the largest value. It is the map of the deepest stage that the run aligned with its
-            teacher's, or of stride 16. `Predictor.explain` uses it.
+        attention: adds a second output to an `.onnx` file, "attention" `(N, H, W)` float32: how strongly the network
+            responds at each place, divided by the largest value. It is the map of the deepest stage that the run
+            aligned with its teacher's, or of stride 16. `Predictor.explain` uses it.
         data: the photos that the run was trained on; None takes the folder that is stored in the run.
         split_file: a split made by `data split`, needed only if the run has not stored its own.
-        answers: share of right answers (0 to 1) that the abstention threshold is chosen for.
+        answers: the abstention threshold is chosen so that this share of the answers is right, 0 to 1.
         force: writes the file even if it loses more accuracy than is allowed.
         progress: called with (done, total) while photos are read and classified.
 

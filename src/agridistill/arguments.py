@@ -84,7 +84,7 @@ def require_flag(name: str, value: object) -> None:
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Checks that a value is one of the `choices`; the error suggests the most similar one."""
     if not isinstance(value, str):
-        raise ConfigError(f"a name for '{name}'", described(value), "known: " + ", ".join(choices))
+        raise ConfigError(f"a name for '{name}'", described(value), f"pass one of {', '.join(choices)}")
     if value not in choices:
         raise ConfigError(f"a known name for '{name}'", f"'{value}'", nearest(value, choices))
 

@@ -127,7 +127,7 @@ def _on_white(rgba: Image.Image, stored: StoredForm) -> Image.Image:
         if 2 * sum(counts[_VISIBLE:_OPAQUE]) >= sum(counts[_VISIBLE:]):
             if stored.associated:
                 reason = "a TIFF whose fourth band is marked as transparency but holds something else"
-                raise PixelFormatError(reason, "save only its three colour bands")
+                raise PixelFormatError(reason, "save the photo with its three colour bands only")
             return rgba.convert("RGB")
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba)

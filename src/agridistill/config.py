@@ -160,7 +160,7 @@ def require_serves(recipe: Recipe, command: str) -> None:
 def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Recipe:
     """Returns a copy of the recipe, changed by options `--set key=value`.
 
-    The key may have its section before it (`section.key`); without one, the command's first section with it is taken.
+    A key may be written with its section (`section.key`). Otherwise the command's first section with this key is used.
 
     Args:
         recipe: section -> key -> value.
@@ -206,7 +206,7 @@ def complete_recipe(
     layout: Layout | None = None,
     resume: bool = False,
 ) -> tuple[Recipe, str]:
-    """Adds settings that the user did not give: on a resume those of the run, else a choice for photos and hardware.
+    """Adds the settings that the user did not give: those of a resumed run, else a choice by photos and hardware.
 
     Args:
         command: the command that the recipe is for.

@@ -10,7 +10,7 @@
     ├── ModelError              a model name, weights, a manifest or a class list is wrong
     ├── RunError                a run folder is in use, unfinished or belongs to another recipe
     │   └── PeerError           another process of the run failed and reports the error itself
-    ├── OutboxError             the disk or another version prevents storing or reading messages
+    ├── OutboxError             messages cannot be stored or read, such as on a full disk
     ├── EdgeError               a source, a rule, an update or the agent's state cannot be used
     └── MissingExtraError       an optional part of AgriDistill is not installed
 

@@ -55,7 +55,7 @@ _MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
 def is_of_machine(name: str) -> bool:
-    """Returns whether a file or folder is hidden, or is one that operating systems and programs create, by its name.
+    """Returns whether a name is that of a hidden file or folder, or of one that systems and programs create.
 
     Example:
         >>> [is_of_machine(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
@@ -112,7 +112,7 @@ def explanation_mark() -> PngInfo:
 
 
 def is_explanation(path: str | os.PathLike[str]) -> bool:
-    """Returns whether `predict --explain` wrote a file; only files named `…-explained.png` are opened to find out."""
+    """Returns whether `predict --explain` wrote a file; to find out, it opens files named `…-explained.png`."""
     if not _EXPLANATION.search(str(path)):
         return False
     try:
@@ -131,7 +131,7 @@ class _Folder(NamedTuple):
 
 
 class FolderWalk:
-    """Iterates over a folder and all folders below it, following links, so that each folder comes once.
+    """Yields a folder and all folders below it, each once; it follows links.
 
     It yields "" for the root, then paths such as "sub/folder/": real folders before linked ones, then by name. The
     caller lists each folder and passes its subfolders to `add`. A link to a folder that contains the link is skipped.

@@ -105,8 +105,7 @@ def distill(
 ) -> RunResult:
     """Trains a student network that learns from labels and from the outputs of a teacher.
 
-    `data`, `out`, `label_file`, `label_columns`, `nested`, `resume` and `progress` have the meaning that they have in
-    `train`.
+    `data`, `out`, `label_file`, `label_columns`, `nested`, `resume` and `progress` mean the same as in `train`.
 
     Args:
         teacher: run folder of the finished teacher; None only for the method "ce", the baseline without a teacher.
@@ -167,7 +166,7 @@ def compare(
 
     Finished runs in `out` are not trained again: after an interruption, or with candidates added to the recipe, the
     same call continues.
-    `data`, `label_file`, `label_columns` and `nested` have the meaning that they have in `train`.
+    `data`, `label_file`, `label_columns` and `nested` mean the same as in `train`.
 
     Args:
         recipe: the path of a recipe with a section [compare], or a dict of sections with "compare".

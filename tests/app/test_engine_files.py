@@ -111,7 +111,7 @@ def test_npm_is_used_where_it_is_installed(
 def test_a_failure_of_npm_is_one_line(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "bin", "echo 'E404 not found' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(FetchError, match=r"got exit code 1 of npm pack \(E404 not found\)"):
+    with pytest.raises(FetchError, match=r"got exit code 1 from npm pack \(E404 not found\)"):
         engine_files(standin.package(archive))
 
 

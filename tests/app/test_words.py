@@ -50,15 +50,15 @@ def test_each_language_has_its_direction_and_its_words(tmp_path: Path) -> None:
         ("[en]\nnotes = 'x'", "expected a known key of [en]; got 'notes' in '{file}'; did you mean 'note'?"),
         (
             "[English]\n",
-            "expected a table for each language, called by its code, such as [en] or [pt-BR]; got 'English' in "
+            "expected a table for each language, with its code as name, such as [en] or [pt-BR]; got 'English' in "
             "'{file}'; correct it",
         ),
         (
             "note = 'x'",
-            "expected a table for each language, called by its code, such as [en] or [pt-BR]; got 'note' in "
+            "expected a table for each language, with its code as name, such as [en] or [pt-BR]; got 'note' in "
             "'{file}'; correct it",
         ),
-        ("", "expected a table for each language, such as [en]; got none in '{file}'; add one, or leave it out"),
+        ("", "expected a table for each language, such as [en]; got none in '{file}'; add one, or use no file"),
         (
             "[en.classes.Tomato___healthy]\nname = ''",
             "expected en.classes.Tomato___healthy.name: string should have at least 1 character; got '' in '{file}'; "

@@ -33,9 +33,9 @@ def test_the_summary_says_what_was_written_and_what_comes_next(
     words = ("app", colour_model, "--out", tmp_path / "site", "--runtime", archive)
     code, out, err = run(capsys, *words)
     assert (code, out) == (0, "")
-    assert f"{tmp_path / 'site'}: the page '{colour_model.stem}' with {colour_model.name}, release " in err
-    assert "is written: 12 files, 0.0" in err
-    assert "There are no words for its classes" in err
+    assert f"{tmp_path / 'site'}: the page '{colour_model.stem}' with the model {colour_model.name}, release " in err
+    assert "is written: a first visit fetches 12 files with 0.0" in err
+    assert "because there is no file of words" in err
     assert err.endswith(f"Next: agridistill app {colour_model} --out {tmp_path / 'site'} --serve\n")
     code, out, err = run(capsys, *words, "--json")
     document = json.loads(out)

@@ -17,7 +17,7 @@ def test_it_tells_what_was_written_and_what_it_is_worth(student_run: Path, tmp_p
     assert out == ""
     told = next(line for line in err.splitlines() if line.startswith(f"{tmp_path / 'leaf.onnx'}: "))
     assert "same answer on 100.0 %" in told
-    # Two epochs taught its network nothing: the threshold that answers most rightly is taken, with a warning.
+    # Two epochs taught its network nothing: no threshold reaches the target, so the best one is taken, with a warning.
     assert "answers no photo" not in told
     assert "warning: " in err
     assert "Not usable: " in err

@@ -89,7 +89,7 @@ def test_a_release_is_written_that_its_key_vouches_for(
     assert result.stdout == ""
     told, following = result.told.splitlines()  # type: ignore[attr-defined]
     assert "version 3 is written, with 4 files" in told
-    assert "answers 100.0 % of 2 golden photos right here" in told
+    assert "answers 100.0 % of 2 golden photos correctly on this computer" in told
     assert following.startswith("Next: watch SOURCE --model")
     release = verified_release((tmp_path / "served" / "release.json").read_bytes(), read_trusted_keys(key.parent))
     assert [(photo.photo, photo.label) for photo in release.golden] == [

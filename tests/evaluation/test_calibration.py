@@ -37,7 +37,7 @@ def test_a_model_that_guesses_is_answered_with_a_warning_that_says_so() -> None:
     assert not found.abstention.reached
     assert found.abstention.threshold < 1
     assert found.abstention.coverage > 0.3
-    assert "95 % right answers are out of reach" in found.warning()
+    assert "this model cannot reach 95 % right answers" in found.warning()
     assert found.to_json()["answers_target_reached"] is False
 
 

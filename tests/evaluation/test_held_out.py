@@ -202,7 +202,7 @@ class TestPhotosThatAModelLearnt:
             with pytest.raises(DataError, match=f"expected a '{split}' split"):
                 evaluate_folder(trained, new, split=split, learnt=file)
         shutil.copy(colour_folder / OWN.train[0], new / "green" / "1.jpg")
-        with pytest.raises(DataError, match="1 of whose 3 photos the model has learnt from; leave these out, pass"):
+        with pytest.raises(DataError, match="where the model has learnt from 1 of 3 photos; leave these out, pass"):
             evaluate_folder(trained, new, learnt=learnt)
 
     def test_the_held_out_photos_of_its_own_folder_need_no_warning(

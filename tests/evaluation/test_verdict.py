@@ -79,13 +79,11 @@ def test_a_good_model_is_usable_and_needs_nothing() -> None:
     assert verdict.usable
 
 
-def test_a_very_good_model_may_answer_on_the_spot() -> None:
-    assert (
-        judge(result((99, 1), (1, 99))).remarks[0] == "For answers on the spot: about 1 photo in 100 gets a wrong name."
-    )
-    assert (
-        judge(result((100, 0), (0, 100))).remarks[0] == "For answers on the spot: none of the photos got a wrong name."
-    )
+def test_a_very_good_model_may_answer_without_a_check() -> None:
+    remark = judge(result((99, 1), (1, 99))).remarks[0]
+    assert remark == "For answers without a check: about 1 photo in 100 gets a wrong name."
+    remark = judge(result((100, 0), (0, 100))).remarks[0]
+    assert remark == "For answers without a check: none of the photos got a wrong name."
 
 
 def test_nearly_all_is_not_rounded_to_all() -> None:
@@ -105,7 +103,7 @@ def test_a_model_that_names_one_class_is_never_praised(photos: tuple[int, ...]) 
 def test_where_the_photos_are_of_one_class_nothing_is_proven() -> None:
     verdict = judge(result((40, 0), (0, 0)))
     assert verdict.level == "unproven"
-    assert verdict.headline.endswith("but these photos are of one class alone")
+    assert verdict.headline.endswith("but all these photos are of one class")
 
 
 def test_chance_level_is_not_usable() -> None:
@@ -184,7 +182,7 @@ def test_classes_without_test_photos_are_named() -> None:
     [
         (
             ((2, 0, 0), (1, 1, 0), (1, 0, 1)),
-            "Unproven: right on 4 of 6 photos (95 % interval 30 to 90), too few to tell it",
+            "Unproven: right on 4 of 6 photos (95 % interval 30 to 90), too few to distinguish it",
         ),
         (
             ((2, 0, 0), (1, 1, 0), (0, 0, 2)),
@@ -192,7 +190,7 @@ def test_classes_without_test_photos_are_named() -> None:
         ),
         (
             ((1, 0), (0, 1)),
-            "Unproven: right on 2 of 2 photos (95 % interval 34 to 100), too few to tell it from chance (50",
+            "Unproven: right on 2 of 2 photos (95 % interval 34 to 100), too few to distinguish it from chance (50",
         ),
     ],
 )
@@ -207,13 +205,13 @@ def test_too_few_photos_prove_nothing(rows: Sequence[Sequence[int]], headline: s
 def test_a_small_test_says_how_little_it_says() -> None:
     verdict = judge(result((9, 1), (1, 9)))
     assert verdict.level == "usable"
-    assert "20 photos can say little: of other photos, between 70 and 97 % may be right." in verdict.remarks
+    assert "20 photos are few: of other photos, between 70 and 97 % may be right." in verdict.remarks
     assert verdict.advice == ("Test it on at least 40 photos, each of another leaf (evaluate RUN FOLDER --split all).",)
 
 
 def test_many_photos_of_few_leaves_say_little_too() -> None:
     verdict = judge(result((90, 10), (10, 90), leaves=20))
-    remark = "200 photos of 20 leaves can say little: of other photos, between 70 and 97 % may be right."
+    remark = "200 photos of 20 leaves are few: of other photos, between 70 and 97 % may be right."
     assert remark in verdict.remarks
     assert verdict.advice[0].startswith("Test it on at least 210 photos")
 
@@ -353,17 +351,17 @@ ARTEFACT = {"photos": 200, "accuracy": 0.93, "coverage": 0.9, "accuracy_of_answe
 def test_an_artefact_that_answers_is_usable() -> None:
     assert judge_artefact(**ARTEFACT) == ModelVerdict(  # type: ignore[arg-type]
         "usable",
-        "Usable: it answers 90 % of the photos, 97 % of these rightly; about the others it is unsure",
+        "Usable: it answers 90 % of the photos, 97 % of these correctly; about the others it is unsure",
     )
     assert judge_artefact(**ARTEFACT | {"coverage": 1.0}, run=judge(GOOD)).headline == (  # type: ignore[arg-type]
-        "Usable: it answers 100 % of the photos, 97 % of these rightly"
+        "Usable: it answers 100 % of the photos, 97 % of these correctly"
     )
 
 
 def test_an_artefact_that_answers_nothing_is_unusable_with_the_remedy() -> None:
     verdict = judge_artefact(**ARTEFACT | {"coverage": 0.0, "accuracy_of_answers": 1.0})  # type: ignore[arg-type]
     assert not verdict.usable
-    assert verdict.headline == "Not usable: it answers no photo at all, it is unsure about every one"
+    assert verdict.headline == "Not usable: it answers no photo, because it is unsure about all of them"
     assert verdict.advice == ("Export it again with --answers 0.90.",)
     assert "100 %" not in words(verdict)
 
@@ -373,14 +371,17 @@ def test_an_artefact_that_answers_nothing_is_unusable_with_the_remedy() -> None:
     [
         (
             {"accuracy": 0.34, "coverage": 0.0},
-            "Not usable: no better than chance (33 %): it names 34 % of 200 photos rightly",
+            "Not usable: no better than chance (33 %): it names 34 % of 200 photos correctly",
         ),
         (
             {"accuracy": 0.45, "classes": 10},
-            "Not usable: more often wrong than right: it names 45 % of 200 photos rightly",
+            "Not usable: more often wrong than right: it names 45 % of 200 photos correctly",
         ),
-        ({"coverage": 0.3}, "Weak: it answers 30 % of the photos, 97 % of these rightly"),
-        ({"coverage": 1.0, "accuracy_of_answers": 0.7}, "Weak: it answers 100 % of the photos, 70 % of these rightly"),
+        ({"coverage": 0.3}, "Weak: it answers 30 % of the photos, 97 % of these correctly"),
+        (
+            {"coverage": 1.0, "accuracy_of_answers": 0.7},
+            "Weak: it answers 100 % of the photos, 70 % of these correctly",
+        ),
     ],
 )
 def test_an_artefact_below_the_bar(changes: dict[str, float], headline: str) -> None:
@@ -394,13 +395,13 @@ def test_an_artefact_is_never_better_than_its_run() -> None:
     assert verdict.headline == "Not usable, like its run: it names one class for every photo, 'a'"
     assert verdict.advice == run.advice
     verdict = judge_artefact(**ARTEFACT | {"coverage": 0.3}, run=judge(WEAK))  # type: ignore[arg-type]
-    assert verdict.headline == "Weak: it answers 30 % of the photos, 97 % of these rightly"
+    assert verdict.headline == "Weak: it answers 30 % of the photos, 97 % of these correctly"
     assert verdict.remarks == (f"Its run: {judge(WEAK).headline}.",)
 
 
 def test_an_artefact_that_was_measured_on_few_photos_says_so() -> None:
     verdict = judge_artefact(**ARTEFACT | {"photos": 20})  # type: ignore[arg-type]
-    assert verdict.remarks == ("20 photos can say little: of other photos it may name between 74 and 98 % correctly.",)
+    assert verdict.remarks == ("20 photos are few: of other photos it may name between 74 and 98 % correctly.",)
 
 
 def test_a_verdict_needs_no_torch() -> None:

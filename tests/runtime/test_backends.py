@@ -37,7 +37,7 @@ def changed(model: Path, **fields: Any) -> None:
 
 
 def replaced(model: Path, content: bytes) -> None:
-    """Another content, which the manifest describes rightly."""
+    """Another content, which the manifest describes correctly."""
     model.write_bytes(content)
     changed(model, weights_sha256=sha256_of(model))
 

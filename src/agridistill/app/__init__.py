@@ -1,6 +1,6 @@
 """Writes the phone page: a static folder with a model that runs in the browser, offline after the first visit.
 
-`page/` in this package is the page as `make web` builds it from `web/`; it is no part of the repository.
+`page/` in this package contains the page that `make web` builds from `web/`; it is not in the repository.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from agridistill.storage import replacing, user_cache
 
 _NPM_TIMEOUT_S = 600
 _READ_TIMEOUT_S = 30.0
-# For WebAssembly 40 % smaller than gzip. Some seconds a MB: the result is stored.
+# WebAssembly becomes 40 % smaller than with gzip. This takes some seconds for each MB, so the result is stored.
 _LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 REGISTRY = "NPM_CONFIG_REGISTRY"
-"""The environment variable with the address of the npm registry, as npm itself reads it."""
+"""The environment variable with the address of the npm registry; npm reads it as well."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PinnedPackage:
 
 
 def read_pinned(document: Mapping[str, Mapping[str, object]]) -> dict[str, PinnedPackage]:
-    """Makes the packages in the page's `runtime.json`, by engine: "onnx" and "litert"."""
+    """Reads the packages from the content of the page's `runtime.json`, by engine: "onnx" and "litert"."""
     return {
         engine: build_settings(
             PinnedPackage, each, f"for {engine} in the page's runtime.json", remedy="run make web again"
@@ -73,7 +73,7 @@ def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[s
     Args:
         pinned: the package.
         folder: where the files are: a folder with the package's archive or its files (also in `dist`), or the archive
-            itself. None takes them from the user's cache, and fetches what is not there.
+            itself. None takes them from the user's cache, and fetches the package if one is missing there.
 
     Raises:
         FetchError: the archive cannot be fetched, or a file has another hash.
@@ -82,7 +82,7 @@ def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[s
     if folder is not None:
         return _from_folder(pinned, folder)
     cache = _cache()
-    # What is not fetched yet, or damaged, is fetched again.
+    # If a file in the cache is missing or damaged, the package is fetched below.
     with contextlib.suppress(OSError, FetchError):
         return _checked(pinned, lambda file: (cache / file.sha256).read_bytes(), str(cache))
     with TemporaryDirectory(prefix="agridistill-") as temporary:
@@ -93,7 +93,7 @@ def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[s
 
 
 def packed_code(content: bytes) -> bytes:
-    """Packs a WebAssembly file as LZMA ("alone"), which the page unpacks; takes the result of an earlier call."""
+    """Compresses a WebAssembly file to LZMA's format "alone", which the page decompresses; reuses a stored result."""
     name = f"{hashlib.sha256(content).hexdigest()}.lzma"
     with contextlib.suppress(OSError, lzma.LZMAError):
         packed = (_cache() / name).read_bytes()
@@ -117,7 +117,9 @@ def _fetched(pinned: PinnedPackage, folder: Path) -> Path:
     """Fetches the package's archive into a folder; npm knows the user's registry, proxy and login."""
     npm, registry = shutil.which("npm"), os.environ.get(REGISTRY, "")
     expected = f"the archive of {pinned.package} {pinned.version}"
-    by_hand = f"run npm pack {pinned.package}@{pinned.version} where there is a network, and pass --runtime FILE.tgz"
+    by_hand = (
+        f"run npm pack {pinned.package}@{pinned.version} on a computer with a network, and pass --runtime FILE.tgz"
+    )
     if npm is None and not registry:
         got = f"neither npm nor the address of an npm registry in {REGISTRY}"
         raise FetchError(expected, got, f"install npm, or {by_hand}")
@@ -140,12 +142,12 @@ def _packed_by_npm(npm: str, pinned: PinnedPackage, folder: Path) -> str:
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_NPM_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no end of npm pack after {_NPM_TIMEOUT_S} s"
-    return f"exit code {done.returncode} of npm pack ({done.stderr.strip()[:200]})" if done.returncode else ""
+        return f"an npm pack that did not end within {_NPM_TIMEOUT_S} s"
+    return f"exit code {done.returncode} from npm pack ({done.stderr.strip()[:200]})" if done.returncode else ""
 
 
 def _downloaded(url: str, target: Path) -> str:
-    """Writes what an address of a registry answers; returns why it failed, or ""."""
+    """Downloads a file from a registry; returns why this failed, or ""."""
     if not url.startswith(("http://", "https://")):
         return f"an address in {REGISTRY} that does not start with http:// or https://"
     try:
@@ -186,7 +188,7 @@ def _from_archive(pinned: PinnedPackage, archive: Path) -> dict[str, bytes]:
             f"{found[:19]}… of '{archive.name}'",
             "get the archive again",
         )
-    # npm packs everything below one folder, whose name may be any.
+    # npm puts all files into one folder, which may have any name.
     wanted = {file.path: file for file in pinned.files.values()}
     contents: dict[PinnedFile, bytes] = {}
     with tarfile.open(archive, "r:gz") as opened:

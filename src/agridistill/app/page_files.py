@@ -13,15 +13,15 @@ from agridistill.app.engine_files import PinnedPackage, read_pinned
 from agridistill.errors import RunError
 
 PAGE = Path(__file__).parent / "page"
-"""Where `make web` builds the page to; a wheel carries it there."""
+"""The folder into which `make web` builds the page; a wheel contains it, too."""
 TEMPLATES = ("index.html", "sw.js", "app.webmanifest")
 RELEASE_NAME = "release.json"
-"""The list of a release's files, in the folder of a page."""
+"""Name of the file in a page's folder that lists the files of its release."""
 _PINNED = "runtime.json"
 _NEEDED = (*TEMPLATES, "app.js", "app.css", _PINNED)
 _FILE = re.compile("__FILES_(.+?)__")
 _RELEASE, _NAME = '"__RELEASE__"', "__NAME__"
-_REMEDY = "run make web in a checkout of AgriDistill (needs Node 20), or install a wheel that has it"
+_REMEDY = "run make web in a checkout of AgriDistill (needs Node 20), or install a wheel that contains the page"
 
 
 class BuiltPage(NamedTuple):
@@ -29,15 +29,15 @@ class BuiltPage(NamedTuple):
 
     templates: dict[str, bytes]  # by their names in `TEMPLATES`
     files: dict[str, bytes]  # all others, by their paths in the page
-    engines: dict[str, PinnedPackage]  # what runs a model, by engine; no part of the built page
+    engines: dict[str, PinnedPackage]  # the packages that run models, by engine; the built page does not contain them
 
 
 def read_page(folder: Path) -> BuiltPage:
     """Reads the built page.
 
     Raises:
-        RunError: the page is not built, or not completely.
-        ConfigError: its `runtime.json` has another form.
+        RunError: the page is not built, or one of its files is missing.
+        ConfigError: a key or value in its `runtime.json` is wrong.
     """
     missing = next((name for name in _NEEDED if not (folder / name).is_file()), None)
     if missing is not None:
@@ -55,26 +55,26 @@ def filled(
     """Fills the placeholders of a template.
 
     Args:
-        template: the template's name, which says how the name is escaped.
+        template: the template's file name; its suffix decides how `name` is escaped.
         content: the template.
         paths: logical name -> path of the files of the release, for `__FILES_<logical>__`.
-        name: for `__NAME__`.
+        name: the name of the page, for `__NAME__`.
         release: the content of `release.json`, for the text `"__RELEASE__"`.
 
     Raises:
-        RunError: the template asks for a file that the release does not have.
+        RunError: the template needs a file that the release does not have.
     """
 
     def path_of(found: re.Match[str]) -> str:
         if found[1] not in paths:
-            raise RunError("a page whose files are all there", f"no '{found[1]}' for '{template}'", _REMEDY)
+            raise RunError("a phone page with all its files", f"no '{found[1]}' for '{template}'", _REMEDY)
         return paths[found[1]]
 
     text = _FILE.sub(path_of, content.decode())
     escape: Callable[[str], str] = html.escape if template.endswith(".html") else _in_json
     text = text.replace(_NAME, escape(name))
     if release is not None:
-        # "<" would end a script element; JSON's escape for it is one of JavaScript as well.
+        # "</script" in a text would end the script element. JSON's escape for "<" is also valid in JavaScript.
         text = text.replace(_RELEASE, json.dumps(release).replace("<", "\\u003c"))
     return text.encode()
 

@@ -1,4 +1,4 @@
-"""Serves a phone page on this machine, for a try on the desk; on a farm any static web server does."""
+"""Serves a phone page on this machine, to try it; for growers, any static web server can serve it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from agridistill.errors import RunError
 
-# Compressed files stay compressed: the page itself decompresses them, so that any server will do.
+# A server sends compressed files as they are, and the page decompresses them: this works with any server.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript",
@@ -33,12 +33,12 @@ _FILE = re.compile(r"(files/)?[A-Za-z0-9][\w.-]*")
 
 
 def content_type(path: str) -> str:
-    """Returns the type of a file of a page by its name."""
+    """Returns the content type of a page's file, by its suffix."""
     return _TYPES.get(PurePosixPath(path).suffix, _TYPES[""])
 
 
 def page_headers(path: str) -> dict[str, str]:
-    """Returns the headers that let a browser use several threads, and keep what never changes."""
+    """Returns HTTP headers for a page's file: they allow several threads, and caching of files that never change."""
     is_addressed = path.split("?")[0].rpartition("/")[0].endswith("files")
     return {
         "Cross-Origin-Opener-Policy": "same-origin",
@@ -64,7 +64,7 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def list_directory(self, path: Any) -> None:
-        """Answers that there is no page, instead of listing a folder."""
+        """Answers with status 404 instead of a list of files."""
         self.send_error(HTTPStatus.NOT_FOUND)
 
     def version_string(self) -> str:
@@ -83,7 +83,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), functools.partial(_Handler, directory=str(folder)))
 
     def server_bind(self) -> None:
-        """Binds without looking up this machine's name, which takes seconds where no name server answers."""
+        """Binds without looking up this machine's name, which takes seconds if no name server answers."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
@@ -93,7 +93,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def site_server(folder: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[_Server, str]]:
-    """Opens a server for a folder; yields it, with its address. `serve_forever` of the server answers requests.
+    """Opens a server for a folder; yields the server, whose `serve_forever` answers requests, and its URL.
 
     Args:
         folder: the folder that `write_site` wrote.
@@ -109,7 +109,7 @@ def site_server(folder: Path, host: str = "127.0.0.1", port: int = 0) -> Iterato
         got = f"host '{host}' and port {port} ({error.strerror or error})"
         expected = "a free address of this machine for the page"
         raise RunError(expected, got, "pass another --host or --port") from None
-    # A browser calls a page on "localhost" safe, as it does one with https.
+    # Browsers treat a page from "localhost" as secure, like a page with https.
     name = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
     with server:
         yield server, f"http://{name}:{server.server_port}/"

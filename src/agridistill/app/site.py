@@ -1,7 +1,8 @@
 """Writes the phone page of a model as a static folder, and updates one that is being served.
 
-All files but three are named by their hash, so a page finds either its own files or none. `release.json` lists them;
-the page and its service worker hold a copy of that list, and the service worker takes a release only as a whole.
+Nearly every file has its hash in its name, so a page loads exactly the files that it was made with, or none.
+`release.json` lists these files. The page and its service worker contain a copy of the list, and the service worker
+installs a release completely or not at all.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ RELEASE_FORMAT = 1
 _ENGINES = {".onnx": "onnx", ".tflite": "litert"}
 _LONGEST_NAME = 40
 _ADDRESSED = re.compile(r"[0-9a-f]{16}-.+")
-# The manifest has the same name in each release, because a browser knows an installed page by it.
+# The manifest has the same name in each release, because browsers recognise an installed page by this name.
 _MANIFEST = "app.webmanifest"
-# In the order of writing: the worker, which brings a new release to phones, comes after all that it asks for.
+# In the order of writing. The service worker installs a new release on phones, so it is written after its files.
 _FIXED = (_MANIFEST, "index.html", "sw.js", RELEASE_NAME)
 
 
@@ -44,14 +45,14 @@ class Site:
     """The phone page that `write_site` wrote."""
 
     out: Path
-    release: str  # changes with each file of the page
-    name: str  # below the icon on the phone
+    release: str  # id of the release; it changes if any file of the page changes
+    name: str  # the name below the icon on the phone
     model: str  # name of the model's file
     engine: str  # "onnx" or "litert"
     model_sha256: str
-    languages: tuple[str, ...]  # of the words; empty if the classes are shown by their plain labels
-    files: int  # that a phone fetches on its first visit
-    first_visit_bytes: int  # of all these files
+    languages: tuple[str, ...]  # languages of the words; empty if the page shows the plain labels of the classes
+    files: int  # number of files that a phone fetches on its first visit
+    first_visit_bytes: int  # size of all these files
     changed: bool  # False if the folder already had this release
 
     def to_json(self) -> dict[str, Any]:
@@ -83,13 +84,13 @@ def write_site(
 ) -> Site:
     """Writes the phone page of a model into a folder, or updates the one there.
 
-    The page may be served meanwhile: new files are written before the page that asks for them, and the files of the
-    previous release stay until the next one.
+    A server may send the page at the same time: new files are written before the page that needs them, and the files of
+    the previous release stay until the next update.
 
     Args:
-        model: an exported file, or the name of a shipped model, which is taken in the form for pages.
+        model: an exported file, or the name of a shipped model, of which the file for pages is used.
         out: the folder.
-        words: a file of words (see `words`); None takes the one beside the model, if there is one.
+        words: a file of words (see `app.words`); None takes the one beside the model, if there is one.
         name: the name below the icon; None takes the crop that all classes begin with, or the model's name.
         runtime: where the files of the engine are (see `engine_files`); None fetches them once.
         page: the built page.
@@ -99,7 +100,7 @@ def write_site(
         ModelError: the model does not exist, is damaged, or the page's engine cannot run it.
         ConfigError: the words or the name cannot be used.
         FetchError: the files of the engine cannot be fetched or are damaged.
-        RunError: the page is not built, or `out` holds something else.
+        RunError: the page is not built, or `out` contains other files.
     """
     out = out.resolve()
     before = _release_in(out, force=force)
@@ -111,7 +112,7 @@ def write_site(
     name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
     if path == Path(model):
         _require_prediction(path, manifest)
-    else:  # a shipped model, which is known to predict; its engine need not be installed here
+    else:  # a shipped model is known to work, so its engine need not be installed here
         manifest.verified_weights(path.parent)
     contents = _contents(built, engine, path, texts, runtime)
     paths = {logical: each.path for logical, each in contents.items()}
@@ -136,7 +137,13 @@ def write_site(
 
 
 def _release_in(out: Path, *, force: bool) -> dict[str, Any] | None:
-    """Returns the release that a folder holds, None if it is new or empty; refuses a folder of something else."""
+    """Returns the content of a folder's `release.json`; None if the folder is new or empty.
+
+    With `force`, a folder with other files gives {}.
+
+    Raises:
+        RunError: the folder contains other files.
+    """
     require_writable(out, folder=True)
     if not out.exists() or not any(out.iterdir()):
         return None
@@ -174,7 +181,7 @@ def _require_prediction(path: Path, manifest: ModelManifest) -> None:
 def _contents(
     built: BuiltPage, engine: str, model: Path, words: dict[str, Any], runtime: Path | None
 ) -> dict[str, _Content]:
-    """Returns the files of a release that are named by their hash, by their logical names."""
+    """Returns the files of a release that have their hash in their name; the keys are logical names."""
     of_engines = {f"engine-{each}.js": each for each in built.engines}
     contents = {
         logical: _addressed(logical, content) for logical, content in built.files.items() if logical not in of_engines
@@ -191,7 +198,7 @@ def _contents(
 
 
 def _crop(classes: tuple[str, ...]) -> str:
-    """Returns what all classes begin with in plain words ("Tomato"), or ""."""
+    """Returns the crop ("Tomato") if the plain labels of all classes begin with the same one, else ""."""
     crops = {plain_label(each).split(": ")[0] for each in classes if ": " in plain_label(each)}
     return crops.pop() if len(crops) == 1 and all(": " in plain_label(each) for each in classes) else ""
 
@@ -217,7 +224,7 @@ def _release(
 ) -> dict[str, Any]:
     files = {logical: each.entry for logical, each in sorted(contents.items())}
     hashes = [(entry["path"], entry["sha256"]) for entry in files.values()]
-    # The page and its worker contain the release, so their own hashes cannot be part of it: those before it count.
+    # The page and its worker contain the id of the release, so it depends on their templates and not on the files.
     hashes += [(each, hashlib.sha256(built.templates[each]).hexdigest()) for each in ("index.html", "sw.js")]
     lines = "".join(f"{path} {sha256}\n" for path, sha256 in sorted([*hashes, ("name", name)]))
     identity = hashlib.sha256(lines.encode()).hexdigest()[:16]
@@ -236,7 +243,7 @@ def _release(
 def _write(
     out: Path, contents: Mapping[str, _Content], before: dict[str, Any] | None, release: Mapping[str, Any]
 ) -> bool:
-    """Writes the files of a release, in an order that a server may interrupt; returns whether any was new."""
+    """Writes the files of a release in an order that suits phones which load them now; returns whether one is new."""
     ordered = sorted(contents.values(), key=lambda each: _FIXED.index(each.path) if each.path in _FIXED else -1)
     if before is None:
         with replacing_folder(out) as folder:

@@ -1,6 +1,6 @@
 """Reads the words of a model: for each language, how the page names a class and what it advises.
 
-They are a TOML file beside the model, `NAME.words.toml`, with a table for each language::
+The words are in a TOML file beside the model, `NAME.words.toml`, with a table for each language::
 
     [en]
     note = "These texts were not written by an agronomist."
@@ -10,7 +10,7 @@ They are a TOML file beside the model, `NAME.words.toml`, with a table for each 
     look = "Look for a white fringe below the leaf in the morning."
     warning = "It spreads within days."
 
-A class without words is named by its plain label.
+For a class without words, the page shows its plain label.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class LanguageWords:
 
 
 def words_file(model: Path, manifest: ModelManifest) -> Path | None:
-    """Finds the words beside a model file; None if there are none.
+    """Finds the file of words beside a model file, by the model's name; None if there is none.
 
-    They are called after the model: `leaf.words.toml` belongs to `leaf.onnx`, and also to `leaf-int8.onnx` and
-    `leaf-tflite-int8.tflite` if these have no file of their own, because the forms of one model share their words.
+    `leaf.words.toml` belongs to `leaf.onnx`, and also to `leaf-int8.onnx` and `leaf-tflite-int8.tflite` if these have
+    no file of words of their own.
     """
     without_precision = model.stem.removesuffix(f"-{manifest.precision}")
     names = (model.stem, without_precision, without_precision.removesuffix(f"-{model.suffix[1:]}"))
@@ -75,7 +75,7 @@ def read_words(path: Path, classes: Sequence[str]) -> dict[str, Any]:
     """
     table = read_toml(path, "a file of words")
     if not table:
-        raise ConfigError("a table for each language, such as [en]", f"none in '{path}'", "add one, or leave it out")
+        raise ConfigError("a table for each language, such as [en]", f"none in '{path}'", "add one, or use no file")
     return {
         "format": WORDS_FORMAT,
         "languages": {code: _language(code, given, classes, path) for code, given in table.items()},
@@ -90,7 +90,7 @@ def no_words() -> dict[str, Any]:
 def _language(code: str, table: Any, classes: Sequence[str], path: Path) -> dict[str, Any]:
     where = f"in '{path}'"
     if not (_LANGUAGE.fullmatch(code) and isinstance(table, Mapping)):
-        expected = "a table for each language, called by its code, such as [en] or [pt-BR]"
+        expected = "a table for each language, with its code as name, such as [en] or [pt-BR]"
         raise ConfigError(expected, f"'{code}' {where}", "correct it")
     words = build_settings(LanguageWords, table, where, code)
     known = {composed(name): name for name in classes}

@@ -35,7 +35,7 @@ def app(
         Option(
             metavar="FILE",
             help="Read names and advice for the classes from this TOML file.",
-            show_default="MODEL's .words.toml, if it is there",
+            show_default="MODEL's .words.toml, if it exists",
         ),
     ] = None,
     name: Annotated[
@@ -72,7 +72,7 @@ def app(
         else:
             stderr.print(_summary(site))
         if not site.languages:
-            stderr.print("There are no words for its classes: they are shown by their labels (docs/phone.md).")
+            stderr.print("The page shows the labels of the classes, because there is no file of words (docs/phone.md).")
         if serve:
             _serve(folder, host, port)
     if out is not None and not serve:
@@ -83,9 +83,9 @@ def _summary(site: Site) -> str:
     state = "is written" if site.changed else "has not changed"
     languages = f", words in {', '.join(site.languages)}" if site.languages else ""
     return (
-        f"{printable(str(site.out))}: the page '{printable(site.name)}' with {printable(site.model)}, "
-        f"release {site.release}, {state}: "
-        f"{site.files} files, {site.first_visit_bytes / 1e6:.2f} MB for a first visit{languages}"
+        f"{printable(str(site.out))}: the page '{printable(site.name)}' with the model {printable(site.model)}, "
+        f"release {site.release}, {state}: a first visit fetches {site.files} files with "
+        f"{site.first_visit_bytes / 1e6:.2f} MB{languages}"
     )
 
 

@@ -138,9 +138,9 @@ def print_study(document: Mapping[str, Any]) -> None:
             text = f"the teacher was trained on {learnt:,} of the test photos: the figures of its students are too high"
             output.print_note(text, style="yellow")
     output.print_note(
-        f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
-        "over seeds; a difference is the mean over the seeds that both candidates have, its interval is a bootstrap "
-        "over leaves and seeds (* with one seed it is over leaves only, and too narrow)"
+        f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves. ± is the standard deviation "
+        "over seeds. A difference is the mean over the seeds that both candidates have. Its interval is a bootstrap "
+        "over leaves and seeds; * marks a bootstrap over leaves only, because there is one seed: it is too narrow."
     )
     output.print_note(f"tuning: {document['tuning']}")
 

@@ -24,7 +24,7 @@ Words = tuple[str | Path, ...]
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 _FORMS = "forms.json"
-# The colours have the same meaning as the first word of the headline, which is enough without colours.
+# The colours only repeat the meaning of the headline's first word.
 _STYLES = {"usable": "bold green", "weak": "bold yellow", "unproven": "bold yellow", "unusable": "bold red"}
 
 
@@ -174,15 +174,15 @@ def _read_json(file: Path) -> Any:
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
     """Exports a student and its teacher in int8, measures both files and stores the figures in the student's folder.
 
-    Returns the measurements, the better model first; empty if one of both has no int8 form, or after an error, which is
-    printed and not raised, because the training itself has succeeded.
+    Returns the measurements, the better model first. The result is empty if one of the two has no int8 form, or after
+    an error; the error is printed and not raised, because the training itself has succeeded.
     """
     from agridistill.storage import write_json
 
     try:
         from agridistill.export.forms import device_forms
 
-        with output.progress_bar("measuring the forms for a device") as progress:
+        with output.progress_bar("measuring student and teacher in int8") as progress:
             forms = device_forms(run, teacher, data=data, progress=progress)
         if forms:
             write_json(run / _FORMS, {"forms": [form.to_json() for form in forms]})

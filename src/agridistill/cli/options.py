@@ -61,7 +61,7 @@ class LabelOptions:
         """Returns the layout that the options describe; None if no option was given.
 
         Raises:
-            ConfigError: the options exclude each other.
+            ConfigError: these options cannot be combined.
         """
         from agridistill.data.labels import Layout
 

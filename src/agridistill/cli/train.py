@@ -201,7 +201,7 @@ def distill(
     cache_dir: Annotated[Path | None, Option(help="Store the teacher's outputs here, not in its run folder.")] = None,
     unlabelled: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Learn also from the photos without labels in this folder, by the teacher's terms."),
+        Option(metavar="DIR", help="Also learn from these photos, without labels, by the teacher's loss terms."),
     ] = None,
     int8: Annotated[
         bool | None,
@@ -258,7 +258,7 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool) ->
     """Prints the evaluation of a run on its test split; prints and returns the verdict about it.
 
     With `json`, stdout holds one JSON document, and the verdict goes to stderr. `model` is the name of the network;
-    `finished` says that the run had already finished before this command.
+    `finished`: whether the run had already finished before this command.
     """
     verdict = export.verdict_on(result.evaluation, result.out)
     if finished:

@@ -93,7 +93,7 @@ def watch(
         ),
     ] = None,
     once: Annotated[
-        bool, Option("--once", help="End when all photos of a folder are classified and all messages sent.")
+        bool, Option("--once", help="End when all photos of a folder are classified and all messages are sent.")
     ] = False,
     json: Annotated[bool, Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
     quiet: Annotated[bool, Option("--quiet", help="Print only alerts and problems.")] = False,
@@ -129,7 +129,7 @@ def watch(
     if not json:
         counts = verdict_counts_words(end.verdicts)
         new = number_of(printer.detections, "new detection") if printer.detections else "no new detections"
-        stderr.print(f"The agent has ended: {new}, {number_of(end.frames, 'frame')} decided on in all ({counts}).")
+        stderr.print(f"The agent has ended: {new}; {number_of(end.frames, 'frame')} in all runs ({counts}).")
     output.next_command("status", *(("--state", folder) if state is not None else ()))
 
 
@@ -230,7 +230,7 @@ def publish(
         Path | None,
         Option(
             help="Let devices test the model on these photos. The right answers are the names of their class folders; "
-            "without class folders, they are the answers of the model now. Of more than 200, five of each class count."
+            "without class folders, they are the present answers of the model. Of more than 200, five of each class count."
         ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,
@@ -310,8 +310,8 @@ def publish(
         stderr.print(
             f"{result.release}: version {result.version} {state}, with {result.files} files, "
             f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; the model answers "
-            f"{100 * result.agreement:.1f} % of {result.golden_photos} golden photos right here, and must answer "
-            f"{100 * settings.minimum_agreement:g} % right on a device{_PROOFS[result.proof]}"
+            f"{100 * result.agreement:.1f} % of {result.golden_photos} golden photos correctly on this computer, and "
+            f"must answer {100 * settings.minimum_agreement:g} % correctly on a device{_PROOFS[result.proof]}"
         )
     output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
 

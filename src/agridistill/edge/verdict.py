@@ -26,7 +26,7 @@ from agridistill.runtime.verdict import Prediction, QualitySettings, quality_pro
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
-# A model on trial is confirmed only after it has run for so long; a clean end of the agent counts as well.
+# A model on trial is confirmed only after it has run for this time; a clean end of the agent counts as well.
 _CONFIRM_S = 30.0
 
 
@@ -194,9 +194,9 @@ class CurrentModel:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Records a clean end, or one by an AgriDistillError: it does not count against a model on trial.
+        """Records that the agent ended cleanly or by an AgriDistillError, which says nothing against a model on trial.
 
-        It is not recorded if the model ran on none of the photos that came: a model that makes every photo unusable
+        It is not recorded if photos came but the model ran on none of them: a model that makes every photo unusable
         must not be kept.
         """
         is_orderly = error is None or isinstance(error, AgriDistillError)

@@ -1,4 +1,4 @@
-"""Fits everything of a model that depends on photos and is not a weight.
+"""Fits the values of a model that depend on photos and are not weights.
 
 This covers the temperature and the abstention threshold, with the coverage and accuracy to expect on new photos; the
 statistics of familiar photos; and the choice of photos for the int8 value ranges. Training and export use the same
@@ -32,9 +32,9 @@ from agridistill.runtime.verdict import Familiarity, figures, fit_familiarity
 WANTED_ANSWERS = 0.95
 """Default share of right answers that the abstention threshold must reach, 0 to 1."""
 FEW_PHOTOS = 200
-"""With fewer validation photos than this, `fit_answering` cross-validates: figures from the fitted photos flatter."""
+"""With fewer validation photos, `fit_answering` cross-validates: figures on the photos of the fit are too good."""
 _FOLDS = 5
-# So many photos give good estimates of 54 figures and their correlations.
+# This number of photos gives good estimates of 54 figures and their correlations.
 _MOST_FAMILIAR_PHOTOS = 2000
 # More photos change the ranges of a MobileNetV3 by less than one level.
 REPRESENTATIVE_PHOTOS = 256
@@ -50,7 +50,7 @@ class Answering:
     abstention: AbstentionPoint
     calibration_error: float  # the calibration error to expect on new photos, 0 to 1
     wanted: float  # the share of right answers that the threshold should reach, 0 to 1
-    # Whether coverage, accuracy and calibration error come from photos that took no part in the fit.
+    # Whether coverage, accuracy and calibration error were measured on photos that the fit did not use.
     cross_validated: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Answering:
             return ""
         coverage, accuracy = self.abstention.coverage, self.abstention.accuracy
         return (
-            f"{100 * self.wanted:.0f} % right answers are out of reach for this model: with the best usable threshold "
+            f"this model cannot reach {100 * self.wanted:.0f} % right answers: with the best usable threshold "
             f"({self.abstention.threshold:.2f}) it answers {100 * coverage:.0f} % of the photos, and "
             f"{100 * accuracy:.0f} % of those answers are right"
         )

@@ -1,4 +1,4 @@
-"""Damages photos as they are damaged in the field: blur, noise, JPEG, light, colour, occlusion, scale, rotation."""
+"""Damages photos in ways that occur in the field: blur, noise, JPEG, light, colour, occlusion, scale, rotation."""
 
 from __future__ import annotations
 

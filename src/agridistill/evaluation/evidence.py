@@ -115,8 +115,8 @@ def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) ->
 def _selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
     """Returns the accuracy of the answers against the share of photos answered, the most confident photos first.
 
-    The threshold for 99 % accuracy is fitted on the validation split and measured on the test split, because on the
-    photos that it is fitted on it always reaches its target. Without validation photos the threshold is None.
+    The threshold for 99 % accuracy is fitted on the validation split and measured on the test split, because it always
+    reaches its target on the photos of the fit. Without validation photos the threshold is None.
     """
     confidence, correct = _confident(test, temperature)
     order = np.argsort(-confidence, kind="stable")

@@ -208,7 +208,7 @@ def choose_photos(
     if parts is None and split != "all":
         met = training.count(samples, inspection) if training.known is not None else 0
         if split != "test" or training.known is None or met:
-            of_them = f"{met} of whose {len(samples)} photos the model has learnt from" if met else ""
+            of_them = f"where the model has learnt from {met} of {len(samples)} photos" if met else ""
             raise _no_split(data, split, training.on_this_data, of_them, scored=split == "test")
         split = "all"
 
@@ -291,7 +291,7 @@ class _Training:
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
-    """Makes the error for data that has no such split; `learnt` says how many of its photos the model learnt from."""
+    """Makes the error for data without the split; `learnt` describes known training photos in it, or is ""."""
     if trained_here:
         got = "which the model was trained on, without the run's splits.json"
     else:
@@ -304,7 +304,7 @@ def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored
 def _warn_of_what_may_be_learnt(
     manifest: ModelManifest, whose: str, parts: Mapping[str, str], split: SplitChoice
 ) -> None:
-    """Warns if an exported model may have learnt from photos in `parts`: compares split digests in its manifest."""
+    """Warns if an exported model may have learnt from photos in `parts`, by the digests of splits in its manifest."""
     if split == "all":
         logger.warning(
             "%s was trained on photos of this folder: the result will be too high; pass its run's splits.json "

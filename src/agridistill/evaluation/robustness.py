@@ -112,7 +112,7 @@ MOST_PHOTOS = 500
 _BATCH = 64
 # Shorter side at which photos are corrupted; larger ones are scaled down to it, smaller ones stay as they are.
 _SIDE_PX = 448
-# Least share of photos with a trusted mask. If there are fewer, they (on paper, say) do not represent the others.
+# Least share of photos with a trusted mask. If there are fewer, they differ from the others (such as leaves on paper).
 LEAST_MASKED_SHARE = 0.5
 
 
@@ -223,7 +223,7 @@ class _Classifier:
         self.backend, self.total, self.progress, self.done = backend, total, progress, 0
 
     def __call__(self, photos: Iterable[PhotoSource], target: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns whether each of the N photos is classified as in `target` `(N,)`; the result is `(N,)` bool."""
+        """Returns for each of N photos whether the model names the class in `target` `(N,)`, as `(N,)` bool."""
         preds: list[np.int64] = []
         for _, found in compute_photos(self.backend, photos, batch_size=_BATCH):
             if isinstance(found, PhotoError):

@@ -114,7 +114,7 @@ def judge_artefact(
     low, high = wilson_interval(accuracy, photos)
     if high - low > WIDE_INTERVAL:
         remarks.append(
-            f"{count(photos, 'photo')} can say little: of other photos it may name between {number(low)} and "
+            f"{count(photos, 'photo')} are few: of other photos it may name between {number(low)} and "
             f"{percent(high)} correctly."
         )
     if coverage == 0 and accuracy >= HALF:
@@ -133,17 +133,17 @@ def judge_artefact(
 def _decide_artefact(
     photos: int, accuracy: float, coverage: float, accuracy_of_answers: float, classes: int
 ) -> tuple[Level, str]:
-    rightly = f"it names {percent(accuracy)} of {count(photos, 'photo')} rightly"
+    correctly = f"it names {percent(accuracy)} of {count(photos, 'photo')} correctly"
     low, high = wilson_interval(accuracy, photos)
     if low <= 1 / classes:
         if high >= GOOD_ACCURACY and high - low > WIDE_INTERVAL:
-            return "unproven", f"{rightly}, too few to tell it from chance ({percent(1 / classes)})"
-        return "unusable", f"no better than chance ({percent(1 / classes)}): {rightly}"
+            return "unproven", f"{correctly}, too few to distinguish it from chance ({percent(1 / classes)})"
+        return "unusable", f"no better than chance ({percent(1 / classes)}): {correctly}"
     if accuracy < HALF:
-        return "unusable", f"more often wrong than right: {rightly}"
+        return "unusable", f"more often wrong than right: {correctly}"
     if coverage == 0:
-        return "unusable", "it answers no photo at all, it is unsure about every one"
-    answers = f"it answers {percent(coverage)} of the photos, {percent(accuracy_of_answers)} of these rightly"
+        return "unusable", "it answers no photo, because it is unsure about all of them"
+    answers = f"it answers {percent(coverage)} of the photos, {percent(accuracy_of_answers)} of these correctly"
     if coverage < USEFUL_COVERAGE or accuracy_of_answers < GOOD_ACCURACY:
         return "weak", answers
     return "usable", answers if coverage == 1 else f"{answers}; about the others it is unsure"
@@ -161,10 +161,10 @@ def _decide(result: EvaluationResult) -> tuple[Level, str]:
     if result.split == "train":
         return "unproven", f"{right}, which says nothing about new ones"
     if present == 1:
-        return "unproven", f"{right}, but these photos are of one class alone"
+        return "unproven", f"{right}, but all these photos are of one class"
     if low <= result.chance:
         if high >= GOOD_ACCURACY and high - low > WIDE_INTERVAL:
-            return "unproven", f"{few} tell it from {_chance_words(result)}"
+            return "unproven", f"{few} distinguish it from {_chance_words(result)}"
         return "unusable", f"no better than {_chance_words(result)}: {right} {interval}"
     if result.accuracy < HALF:
         return "unusable", f"more often wrong than right: {right} {interval}"
@@ -225,11 +225,11 @@ def _use_remark(result: EvaluationResult, level: Level) -> list[str]:
     wrong = 1 - result.accuracy
     about = f"about 1 photo in {round(1 / wrong)} gets a wrong name" if wrong else "none of the photos got a wrong name"
     if level == "usable" and result.accuracy >= TRUSTED_ACCURACY:
-        return [f"For answers on the spot: {about}."]
+        return [f"For answers without a check: {about}."]
     if level == "usable":
         return [f"For a first opinion: {about}, so look again before you treat a plant."]
     if level == "weak":
-        return [f"To sort photos that a person then looks at: {about}. Not for answers without a second look."]
+        return [f"To sort photos that a person then looks at: {about}. Not for answers without a check."]
     return []
 
 
@@ -259,6 +259,6 @@ def _test_remarks(result: EvaluationResult, level: Level) -> list[str]:
         return []
     leaves = f" of {count(result.leaves, 'leaf')}" if result.leaves < result.photos else ""
     return [
-        f"{count(result.photos, 'photo')}{leaves} can say little: of other photos, between {number(low)} and "
+        f"{count(result.photos, 'photo')}{leaves} are few: of other photos, between {number(low)} and "
         f"{percent(high)} may be right."
     ]

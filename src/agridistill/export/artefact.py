@@ -50,7 +50,7 @@ _CONVERTERS = {
     ".tflite": (("litert_torch", "ai_edge_litert"), "litert", "litert-torch"),
 }
 
-# If there are few validation photos, photos of other splits fill up to this number: agreement needs no held-out photos.
+# Number of photos to compare. Photos of other splits are added to reach it: agreement does not need held-out photos.
 _COMPARED_PHOTOS = 400
 
 logger = logging.getLogger(__name__)

@@ -103,9 +103,9 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
 
 @torch.no_grad()
 def _part_equal_biases(model: nn.Module) -> None:
-    """Changes biases whose values are all equal by tiny amounts.
+    """Adds tiny, different amounts to the values of a bias if all of them are equal.
 
-    LiteRT's converter would otherwise share equal constants between layers, although the layers need other scales.
+    LiteRT's converter would otherwise share equal constants between layers, although the layers need different scales.
     """
     for place, module in enumerate(model.modules()):
         if not isinstance(module, RoundedConv2d | RoundedLinear) or module.bias is None:

@@ -112,7 +112,7 @@ def device_forms(
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences the warnings of `export` in the block: they do not say which of the two models they are about."""
+    """Silences the warnings of `export` in the block, because they do not name the model that they concern."""
     log = logging.getLogger(export.__module__)
     before = log.level
     log.setLevel(logging.ERROR)

@@ -153,13 +153,13 @@ def _write(model: Any) -> bytes:
 
 
 def _kept(items: Sequence[Any], indices: Sequence[int]) -> tuple[list[Any], Callable[[int], int]]:
-    """Returns the items at `indices`, and a function from old to new index; it keeps a negative index (none)."""
+    """Returns the items at `indices`, and a function from old to new index, which keeps negative indices (no item)."""
     places = {old: new for new, old in enumerate(indices)}
     return [items[index] for index in indices], lambda index: places[int(index)] if index >= 0 else int(index)
 
 
 def _aligned_buffer() -> type:
-    """Returns a class like the schema's buffer, which also writes the alignment that the schema's Python ignores."""
+    """Returns a subclass of the schema's buffer that also writes the alignment, which the schema's own code ignores."""
     schema = _schema()
 
     class AlignedBuffer(schema.BufferT):  # type: ignore[name-defined,misc]

@@ -21,7 +21,7 @@ from agridistill.export.deployed import Deployed, DeployedInt8, quiet
 from agridistill.manifest import Preprocessing
 
 OPSET = 18
-# Any, because its type annotations lack uint8 for some operators.
+# Typed as Any, because onnxscript's annotations lack uint8 for some operators.
 op: Any = opset18
 
 

@@ -99,9 +99,10 @@ def _is_no_chance(parity: Parity, allowed_points: float) -> bool:
     """Returns whether the loss of accuracy in `parity` is too large to be chance if the true loss is `allowed_points`.
 
     With at least 200 photos every loss counts. With fewer, one photo is more than half a percentage point, so an exact
-    one-sided test decides: McNemar's (1947) with the allowed loss as its margin. Of the photos that only one of the two
-    models classifies correctly, the artefact's errors are a share of (1 + allowed loss / discordant share) / 2 at the
-    margin. The loss counts if so many errors have a probability under 5 %. With at most four lost photos it never does.
+    one-sided test decides: McNemar's (1947) with the allowed loss as its margin. It uses the discordant photos, those
+    that only one of the two models classifies correctly. At the margin, the artefact is wrong on a share of
+    (1 + allowed loss / discordant share) / 2 of them. The loss counts if this many errors or more have a probability
+    below 5 %; four lost photos or fewer never count.
     """
     discordant = parity.newly_wrong + parity.newly_right
     if parity.photos >= FEW_PHOTOS or not discordant:

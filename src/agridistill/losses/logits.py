@@ -83,7 +83,7 @@ def dkd_loss(
 
     TCKD is the KL divergence of two probabilities: of the target class, and of all other classes. NCKD is the KL
     divergence among the other classes; with two classes it is 0. `kd_loss` is the same sum with alpha = 1 and beta =
-    1 - (the teacher's probability of the target class), so NCKD vanishes there if the teacher is confident. Both terms
+    1 - (the teacher's probability of the target class), so `kd_loss` loses NCKD if the teacher is confident. Both terms
     are finite for confident models, because they are computed from logarithms.
 
     Args:
@@ -147,7 +147,7 @@ def _correlation(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _centre_and_scale(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """Subtracts its mean from each row and divides it by the root of `reduce` of its squares; equal rows become 0."""
+    """Subtracts the row's mean, divides by the root of `reduce` of the squares; a row of equal values becomes 0."""
     centred = values - values.mean(dim=-1, keepdim=True)
     size = reduce(centred.square(), dim=-1, keepdim=True)
     varies = size > _MIN_DEVIATION**2

@@ -24,7 +24,7 @@ _WORTH_A_SLOW_START = 1000
 _X86 = frozenset({"x86_64", "amd64", "i686"})
 SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
 """Models that come with AgriDistill: for each name, the path of the model file in the folder of shipped models."""
-# The form of each that a browser runs fastest (docs/performance.md).
+# For each shipped model, the file that a browser runs fastest (docs/performance.md).
 _SHIPPED_FOR_PAGES: Mapping[str, str] = {"tomato": "tomato/tomato-tflite-int8.tflite"}
 # The folder of shipped models: in a wheel beside the package's modules, in a checkout at its root.
 _FOLDERS = (Path(__file__).parents[1] / "shipped", Path(__file__).parents[3] / "models")
@@ -165,7 +165,7 @@ def model_path(model: Path | str, *, for_page: bool = False) -> Path:
 
     Args:
         model: the path or name.
-        for_page: returns the form of a shipped model that the phone page takes.
+        for_page: whether to return, for a shipped model, the file that the phone page uses.
     """
     path, shipped = Path(model), _shipped_file(str(model), _SHIPPED_FOR_PAGES if for_page else SHIPPED)
     return path if shipped is None or path.is_file() or (path / MANIFEST_NAME).exists() else shipped

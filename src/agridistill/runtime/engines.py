@@ -34,8 +34,8 @@ class Backend(Protocol):
     Run folders and `.onnx` files also have a method `attention(pixels)`: attention maps `(N, H, W)` float32, each with
     largest value 1. It raises a ModelError for a model without them, such as a file exported without `--attention`.
 
-    The engines of files also have a method `copies(number)`: backends of the same file, which as many threads can use
-    at the same time. Each computes with one thread: for many photos, this is faster than many threads for each photo.
+    The engines of files also have a method `copies(number)`: it returns backends of the same file that `number` threads
+    can use at the same time, one each. For many photos, this is faster than many threads for each photo.
     It raises a ModelError if the file has changed since it was loaded.
     """
 
@@ -104,7 +104,7 @@ class OnnxRuntimeBackend:
         return self._computed(self._outputs[0], pixels)
 
     def copies(self, number: int) -> list[OnnxRuntimeBackend]:
-        """Returns `number` backends for as many threads, which share one session."""
+        """Returns `number` backends that share one session, one for each thread of the caller."""
         if self._copy is None:
             self._copy = OnnxRuntimeBackend(self.manifest.verified_weights(self._path.parent), self.manifest, threads=1)
         return [self._copy] * number
@@ -127,7 +127,7 @@ class OnnxRuntimeBackend:
 
 @cache
 def _openvino_core() -> Any:
-    """The process's only OpenVINO, which is never released.
+    """Returns the only OpenVINO object of this process, which is never released.
 
     Its CPU plugin gives the thread that loads it another stack for signal handlers. If its last model is released in
     another thread, it unmaps that stack, and the next signal (SIGTERM, the end of a child process) is a SIGSEGV.
@@ -140,7 +140,7 @@ def _openvino_core() -> Any:
 class OpenVinoBackend:
     """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`.
 
-    With `streams`, it computes as many photos at the same time, each with one thread.
+    With `streams` above 0, it computes this number of photos at the same time, each with one thread.
     """
 
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, streams: int = 0) -> None:
@@ -167,7 +167,7 @@ class OpenVinoBackend:
         return self._computed(0, pixels)
 
     def copies(self, number: int) -> list[OpenVinoBackend]:
-        """Returns `number` backends for as many threads; the network is compiled once for all of them."""
+        """Returns `number` backends, one for each thread of the caller; the network is compiled only once."""
         if len(self._copies) != number:
             first = OpenVinoBackend(self.manifest.verified_weights(self._path.parent), self.manifest, streams=number)
             self._copies = [first, *(copy(first) for _ in range(number - 1))]
@@ -228,7 +228,7 @@ class LiteRtBackend:
         return np.stack(rows)
 
     def copies(self, number: int) -> list[LiteRtBackend]:
-        """Returns `number` backends for as many threads."""
+        """Returns `number` backends, one for each thread of the caller."""
         for _ in range(number - len(self._copies)):
             path = self.manifest.verified_weights(self._path.parent)
             self._copies.append(LiteRtBackend(path, self.manifest, threads=1, reference=self._reference))
@@ -290,7 +290,7 @@ def _require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *,
         path: the file.
         found: a description of each input of the file, for the error.
         manifest: the manifest of the file.
-        fits: the result of the comparison, which each engine makes by itself.
+        fits: whether the input is right; each engine checks this itself, because each describes inputs differently.
 
     Raises:
         ModelError: `fits` is False.

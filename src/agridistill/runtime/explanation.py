@@ -23,8 +23,8 @@ from agridistill.storage import replacing
 
 ExplanationMethod = Literal["attention", "occlusion"]
 
-# Sizes of the covering patch in cells, of 14 a side: an eighth of the photo in 100 places; if none of these changes the
-# answer of a confident network, a third of the photo in 49 places. Each takes a second for a small network.
+# Sizes of the covering patch in cells; a side of the photo has 14. The first patch covers an eighth of the photo, in
+# 100 places. If it changes the answer of a confident network nowhere, the second covers a third of it, in 49 places.
 _CELLS, _PATCHES, _BATCH = 14, (5, 8), 10
 # If the probability changes by less than this, no part of the photo matters.
 _FAINT = 0.05
@@ -109,7 +109,7 @@ class Explanation:
         outside = "" if self.seen == (0, 0, *self.photo.size) else " The model does not see the dark part."
         peak = 100 * float(self.map.max())
         if self.method == "attention":
-            colours = "yellow where the network finds most to see, blue where it finds least (its attention map)"
+            colours = "yellow where the network responds most, blue where it responds least (its attention map)"
         elif peak < 100 * _FAINT:
             colours = (
                 "no single part decides. Covering a part of the photo with grey lowers the probability by at most "

@@ -47,9 +47,9 @@ _Result = TypeVar("_Result")
 
 # Each thread holds a whole decoded photo in memory.
 _MAX_THREADS = 8
-# Copies of an engine take longer to create than so many photos to compute.
+# For this number of photos or fewer, creating copies of an engine would take longer than computing the photos.
 _FEW = 2
-# So many photos for each thread are in work or wait for their turn, because photos differ in size.
+# Number of photos that each thread reads ahead: photos differ in size, and no thread should wait for another.
 _AHEAD = 3
 
 
@@ -137,7 +137,7 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
 
 
 def _conversion(array: NDArray[Any]) -> str:
-    """Returns the remedy for an array that is no RGB photo: the code that converts it, if its shape tells."""
+    """Returns the remedy for an array that is not an RGB photo: the code that converts an array of this shape."""
     if not array.size:
         return "pass an array with pixels"
     if array.ndim == 4:
@@ -215,7 +215,7 @@ def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_si
 
 
 class _Reader:
-    """Reads one photo, and returns the error of one that cannot be read; decodes only one large photo at a time."""
+    """Reads photos, and returns the error of a photo that cannot be read; decodes only one large photo at a time."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing, self._one_large = preprocessing, threading.Lock()
@@ -235,7 +235,7 @@ def _threads(wanted: int = 0) -> int:
 def _in_threads(
     work: Callable[[PhotoSource], _Result], items: Iterable[PhotoSource], *, threads: int, ahead: int
 ) -> Iterator[_Result]:
-    """Yields `work(item)` for each item in order; at most `ahead` further items are in work or wait to be yielded."""
+    """Yields `work(item)` for each item in order; the threads work at most `ahead` items ahead of the caller."""
     waiting: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="photo-reader")
     try:

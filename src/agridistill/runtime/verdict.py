@@ -25,7 +25,7 @@ _UNFAMILIAR = "unlike the photos that the model learnt from"
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _WHITE = 250
-# A pixel has a leaf's colour if green or yellow exceeds blue by this share of its light; grey ground has none.
+# A pixel has a leaf's colour if green or yellow exceeds blue by this share of its brightness; grey ground does not.
 _COLOURED, _DARK = 0.08, 60.0
 # If data is missing, a decoder repeats its last row or fills the rest with one colour, over nearly the whole width.
 # Exact black and white do not count, because cut-out leaves have such a background; nor does a picture in which
@@ -70,7 +70,7 @@ def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
     light = pixels @ _LUMA
     if _brightest(light[::2, ::2]) < settings.darkest:
         return "too dark"
-    # Numpy computes several times as fast with a plane for each colour as with the colours of a pixel in succession.
+    # With a plane for each colour, numpy computes several times as fast as with the three colours of each pixel.
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     sparse = np.ascontiguousarray(planes[:, ::2, ::2])
     if float((sparse.min(axis=0) > _WHITE).mean()) > settings.brightest:
@@ -285,7 +285,7 @@ def percent_words(probability: float) -> str:
 
 
 def _brightest(light: NDArray[np.float32]) -> float:
-    """Returns the 0.95 quantile as `np.quantile` computes it, which imports `numpy.ma` and so delays a first answer."""
+    """Returns the same 0.95 quantile as `np.quantile`, which would delay the first answer by importing `numpy.ma`."""
     place = 0.95 * (light.size - 1)
     below, part = int(place), place - int(place)
     above = min(below + 1, light.size - 1)

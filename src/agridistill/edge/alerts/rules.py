@@ -52,7 +52,7 @@ class Rule:
     resolve_share: Annotated[float, Field(ge=0)] | None = None  # an alert ends below this share; None: `share` / 2
     repeat_hours: Annotated[float, Field(ge=0)] = 24.0  # hours until an open alert is sent again; 0 for never
     quiet: str = ""  # local hours in which nothing is sent, such as "22:00-06:00"; "" for none
-    forget_days: Annotated[float, Field(gt=0)] = 7.0  # an alert ends after so many days without a new leaf
+    forget_days: Annotated[float, Field(gt=0)] = 7.0  # an alert ends after this time without a new leaf
     level: Level = "warning"
 
     def __post_init__(self) -> None:

@@ -132,7 +132,7 @@ class BrokerAccess:
     settings: BrokerSettings
     device: str  # the device's name, which becomes a level of its topics
     password: str | None = field(default=None, repr=False)
-    ack_timeout_s: float = 30.0  # a connection is dead if a message is not acknowledged for so long
+    ack_timeout_s: float = 30.0  # a connection is dead if a message is not acknowledged within this time
 
     def __post_init__(self) -> None:
         if self.password is not None and not self.settings.username:
@@ -258,7 +258,7 @@ class Refusals:
         self._reported: set[str] = set()
         self._due: dict[_Key, float] = {}
         self._pauses: dict[_Key, float] = {}
-        # What the last connection may have ended because of; set it to None if the broker is unreachable instead.
+        # The item that may have ended the last connection. Set it to None if the broker is unreachable instead.
         self.suspect: _Key | None = None
         self._accepted: set[str] = set()
 

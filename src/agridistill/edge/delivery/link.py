@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 # Sending the state every few seconds would cost half a megabyte an hour on a mobile network, and Home Assistant stores
 # each message about a plot in its database.
 _SEND_EVERY_S = 60.0
-# For so long the description removes the sensor of a plot that is gone: Home Assistant may be away until then.
+# Time for which the description removes the sensor of a removed plot: Home Assistant may not be running at first.
 _CLEARED_S = 7 * 86_400.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 # Attributes: plot, disease, since, text, … of the newest alert, and a list of the 20 newest ones. Home Assistant does
 # not record attributes of more than 16 kB, and warns each time.
 _ALERTS = "{% set all = value_json.alerts[:20] %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
-# The description of a component that Home Assistant shall remove; a component that is left out would stay forever.
+# The description of a component that Home Assistant must remove; it would keep a component without a description.
 _REMOVED = {"p": "sensor"}
 _DIAGNOSTIC = {"state_class": "measurement", "entity_category": "diagnostic"}
 
@@ -97,7 +97,7 @@ class BrokerLink:
         if self._updates is not None and self._updates.last is not None:
             found[self._access.topic("update/result")] = json.dumps(self._updates.last.to_json()).encode()
         if self._access.settings.discovery:
-            # Keep the sensor while it cannot be read for a moment: Home Assistant then shows "unknown".
+            # Keep the entity if the temperature cannot be read for a moment: Home Assistant then shows "unknown".
             self._has_temperature |= state.processor_celsius is not None
             found |= discovery(
                 self._access,
@@ -107,7 +107,7 @@ class BrokerLink:
                 page_url=self._page_url(),
                 has_temperature=self._has_temperature,
             )
-        # After the description, which removes the plot's sensor: the sensor could not parse an empty message.
+        # The empty messages come after the description, which removes the plot's sensor: it could not parse them.
         return found | {self._access.plot_topic(plot): b"" for plot in gone}
 
     def _is_watched(self, plot: str) -> bool:
@@ -121,9 +121,9 @@ class BrokerLink:
         return not self._folders or plot in self._folders or (self._photos / plot).exists()
 
     def _paced(self, topic: str, document: Mapping[str, Any], news: object) -> bytes:
-        """Returns a topic's payload: for a minute the last one, unless `news` changed or the agent ends.
+        """Returns a topic's payload. It stays the same for a minute, unless `news` changes or the agent ends.
 
-        The last payload stays at the broker after the end, so it must be up to date.
+        The last payload stays at the broker after the agent's end, so it must be up to date.
         """
         sent_at, before, payload = self._sent.get(topic, (-_SEND_EVERY_S, None, b""))
         if news != before or self._ends.is_set() or time.monotonic() - sent_at >= _SEND_EVERY_S:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 # Only a connection of this length resets the pauses: two devices with the same name keep disconnecting each other.
 _STEADY_S = 20.0
-# If a broker spoke MQTT 5 before, 3.1.1 is tried only after so many tries without an answer in a row.
+# If a broker spoke MQTT 5 before, 3.1.1 is tried only after this number of attempts without an answer in a row.
 _MOST_UNANSWERED = 3
 
 

@@ -206,7 +206,7 @@ class Command:
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the program is killed after so many seconds
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the program is killed after this time
 
     def __post_init__(self) -> None:
         if not self.words or not self.words[0]:

@@ -1,4 +1,4 @@
-"""One connection to an MQTT broker: sends messages from the oldest on, a limited number at a time."""
+"""One connection to an MQTT broker: sends messages, the oldest first and a limited number at a time."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class Session:
     def _send(self) -> None:
         if any(each.seq is None for each in self._in_flight.values()):
             return
-        # First one message of the outbox: what the broker may refuse waits until it has acknowledged that one. Then
+        # Retained payloads, which the broker may refuse, wait until it has acknowledged one message of the outbox. Then
         # both take turns: on a slow line the state of many plots must not delay detections and alerts.
         if not self._to_send or self._is_turn_of_outbox or not self._delivered_one:
             self._send_from_outbox()
@@ -231,8 +231,8 @@ class Session:
     def _send_from_outbox(self) -> None:
         if self._starts_over and not self._in_flight:
             self._last_sent, self._starts_over = 0, False
-        # Send the first message without others: if others follow a message that Mosquitto 2.0 refuses, it closes the
-        # connection, and the reason that it sends may be lost.
+        # Send the first message alone: if Mosquitto 2.0 refuses a message and others follow, it closes the connection,
+        # and its reason code may be lost.
         goes_alone = not self._delivered_one or self._last_sent < self._refusals.careful_until
         room = (1 if goes_alone else self._window) - len(self._in_flight)
         if room <= 0:
@@ -249,7 +249,7 @@ class Session:
                     return
 
     def _send_next(self) -> None:
-        """Sends one retained message or subscription, for the same reason without others in flight."""
+        """Sends one retained message or subscription; it is called only if nothing is in flight."""
         topic = next(iter(self._to_send))
         payload = self._to_send.pop(topic)
         if not self._refusals.may_send(topic):

@@ -226,11 +226,11 @@ def _resolved_html(alerts: Sequence[Alert]) -> str:
 def _state_html(state: AgentState) -> str:
     trouble = source_trouble_words(state)
     rows = [
-        ("Source", f"{state.source}: {trouble or 'there'}", bool(trouble)),
+        ("Source", f"{state.source}: {trouble or 'available'}", bool(trouble)),
         ("Model", model_words(state), False),
         ("Running for", duration_words(state.uptime_s), False),
         ("Frames", f"{state.frames:,}", False),
-        ("Not decided on", f"{state.skipped:,} skipped, {state.unreadable:,} unreadable", False),
+        ("Frames without an answer", f"{state.skipped:,} skipped, {state.unreadable:,} unreadable", False),
         ("Broker", broker_words(state), state.broker is not None and not state.broker.get("connected")),
         ("Waiting for the broker", queue_words(state), False),
         *((f"Waiting for the {name}", waiting_words(waits), False) for name, waits in state.outputs.items()),

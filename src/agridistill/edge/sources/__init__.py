@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 _READ_S = 0.25
 _STOP_S = 0.8
 STILL_AFTER_S = 600.0
-"""A camera is most likely stuck if its picture has not changed for so many seconds."""
+"""A camera is most likely stuck if its picture has not changed for this time, in seconds."""
 _MAX_POINTS_A_SIDE = 256
 # The noise of a working sensor changes more points than this; a clock shown in a stuck picture changes fewer.
 _SAME_LEVELS, _CHANGED_SHARE = 2, 0.01
@@ -167,8 +167,8 @@ class LatestFrame:
 
     That is the newest frame of a camera, or the next one of a folder or video.
 
-    A camera's picture that repeats the one before gives no frame; if all do for `still_after_s` seconds, that is
-    logged. A lost source is opened again after a pause.
+    A camera's picture that repeats the one before is dropped. If all pictures repeat for `still_after_s` seconds, the
+    log reports it. A lost source is opened again after a pause.
 
     Args:
         source: the source; only this object's thread opens, reads and closes it.

@@ -247,8 +247,8 @@ def _opencv() -> Any:
 def rtsp_status(address: SplitResult, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
     """Sends DESCRIBE to a camera and returns the RTSP status of its response; None if it does not respond.
 
-    OpenCV only reports that a camera could not be opened. The status tells a wrong password (401) from a camera that
-    is away.
+    OpenCV only reports that a camera could not be opened. The status shows whether the password is wrong (401) or the
+    camera is away.
 
     Args:
         address: URL of the stream without user and password.

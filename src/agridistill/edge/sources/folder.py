@@ -67,10 +67,10 @@ class FolderSource(Source):
         self._reader = PhotoReader(settings, attempts)
         self._listing = Listing(root)
         self._pending: list[Photo] = []
-        # Photos that were not complete at the last try, and the time since which they have not changed.
+        # By name: photos that were incomplete at the last try, each with the time of its last change.
         self._growing: dict[str, tuple[Photo, float]] = {}
         self._handed: dict[str, Photo] = {}  # photos to delete after their detection is stored, by identity
-        # Photos that were read at their end mark, although they may be written to afterwards, with their digest.
+        # Photos that were read as soon as they had their end marker, with their digests: they may still change.
         self._lately: dict[str, tuple[Photo, bytes]] = {}
         self._logged_undeletable = False
         self._logged_unreachable: Photo | None = None
@@ -302,7 +302,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _bad_key(photo: Photo) -> str:
-    # Differs from the identity, which marks photos that were decided on and may therefore be deleted.
+    # Not the identity, which marks photos that have a detection: those may be deleted.
     return f"bad {photo.identity}"
 
 

@@ -35,7 +35,7 @@ from agridistill.photo_files import (
 logger = logging.getLogger(__name__)
 
 MAX_FOUND = 2000
-"""Most photos that one search returns, so that memory is limited however many photos wait."""
+"""Largest number of photos that one search returns: it limits the memory, however many photos wait."""
 _POLL_S = 0.02
 _CHUNK = 512
 # Pauses between searches as multiples of a search's duration, which limits the processor time; with a minimum:

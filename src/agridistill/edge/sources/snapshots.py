@@ -27,12 +27,13 @@ from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 30_000_000
-# After so many unreadable pictures in a row the camera counts as away; a single damaged picture is skipped.
+# After this number of unreadable pictures in a row the camera counts as away; a single damaged picture is skipped.
 _MAX_UNREADABLE = 3
 # Pause after an unchanged picture; with `every_s` 0 it would be fetched as fast as the network allows.
 _UNCHANGED_PAUSE_S = 0.1
 _STREAM = "multipart/"
-# Content types that are never a picture. For pictures cameras also send application/octet-stream, none, or wrong ones.
+# Content types that are never a picture. Cameras also send pictures as application/octet-stream, without a type, or
+# with a wrong one.
 _NO_PICTURE = re.compile(r"(text|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
 _START, _MARKER = b"\xff\xd8\xff", re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _TEM, _FILL = 0xD8, 0xD9, 0xDA, 0x01, 0xFF

@@ -56,7 +56,7 @@ class SourceSettings:
     """Settings of a source; each kind of source uses those that apply to it."""
 
     plot: str = ""  # plot of all photos; for a folder, of the photos outside its subfolders
-    shorter_side: int | None = None  # so many pixels are enough, see `preprocess.read_photo`; None reads all
+    shorter_side: int | None = None  # number of pixels that is enough, see `preprocess.read_photo`; None reads all
     every_s: float = 1.0  # seconds between two frames of a camera or of a video file
     after: Literal["keep", "delete"] = "keep"  # what to do with a folder's photo after its detection is stored
     time: Literal["arrival", "photo"] = "arrival"  # the time that rules use for a folder's photo: arrival, or EXIF

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS alerts (
     source TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS alerts_by_change ON alerts (state, updated_s);
--- Photos of a folder that were decided on; they outlive their detections.
+-- Photos of a folder that were classified; they stay when their detections are deleted.
 CREATE TABLE IF NOT EXISTS photos (
     seq INTEGER PRIMARY KEY,
     identity TEXT NOT NULL UNIQUE,
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS kept (
 CREATE INDEX IF NOT EXISTS kept_waiting ON kept (uploaded, held);
 CREATE INDEX IF NOT EXISTS kept_by_age ON kept (uploaded, at_s, held, size_bytes);
 """
-# Old entries are deleted only after so many detections: each delete costs time.
+# Old entries are deleted only once in this number of detections: each delete costs time.
 _TRIM_EVERY = 200
 _OWN, _OTHERS = "source = ?", "source <> ?"
 _MARK = (
@@ -76,7 +76,7 @@ class HistoryLimits:
     detections: Annotated[int, Field(ge=1)] = 50_000
     thumbnails: Annotated[int, Field(ge=0)] = 500  # small pictures of the newest detections
     alerts: Annotated[int, Field(ge=0)] = 5_000  # resolved alerts
-    photos: Annotated[int, Field(ge=1)] = 1_000_000  # photos that are remembered, so that none is decided on twice
+    photos: Annotated[int, Field(ge=1)] = 1_000_000  # photos that are remembered, so that none is classified twice
 
 
 class Kept(NamedTuple):

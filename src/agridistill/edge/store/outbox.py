@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS messages (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS messages_by_kind ON messages (kind, seq);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
--- Of files of 0.1, which have no such counter, the messages that wait count, too.
+-- Files of version 0.1 have no such counter: it starts with the messages that wait.
 INSERT OR IGNORE INTO counters
 SELECT 'waiting_bytes', coalesce(sum(length(payload) + length(plot) + {_OVERHEAD_BYTES}), 0) FROM messages;
 CREATE TRIGGER IF NOT EXISTS message_added AFTER INSERT ON messages BEGIN
@@ -93,7 +93,7 @@ class Outbox(SqliteFile):
         self._max_bytes = int((limits or OutboxLimits()).max_megabytes * 1e6)
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Stores messages in their order, all or none. One whose event id is waiting already is not added.
+        """Stores messages in their order, all or none; leaves out a message if one with its event id already waits.
 
         If the outbox becomes too large, every second one of the older detections is deleted, repeatedly if necessary.
         Alerts are only deleted if no detections are left.
