@@ -84,6 +84,7 @@ def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys:
         ([], "pass either FOLDER or --suspects PHOTOS"),
         (["{folder}"], "pass --model MODEL, --classes PHOTOS or both"),
         (["{folder}/gone", "--model", "tomato"], "'{folder}/gone', which does not exist"),
+        (["{folder}", "--classes", "{folder}", "--teacher", "tomato"], "--teacher needs --model"),
         (["{folder}", "--agreement", "--out", "{folder}/north/0.jpg"], "earlier result for --out"),
         (["{folder}", "--import", "{folder}/gone.json"], "gone.json"),
         (["{folder}", "--table", "{folder}/review.csv"], "earlier result for --table"),
@@ -94,6 +95,12 @@ def test_what_cannot_be_used_is_one_line(folder: Path, capsys: Capture, words: l
     assert (code, out) == (2, "")
     assert told.format(folder=folder) in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_teacher_of_other_classes_is_one_line(folder: Path, colour_model: Path, capsys: Capture) -> None:
+    code, _, err = run(capsys, "review", folder, "--model", "tomato", "--teacher", colour_model)
+    assert code == 2
+    assert f"a --teacher with the classes of --model in the same order; got '{colour_model}' with other classes" in err
 
 
 @pytest.mark.slow

@@ -249,10 +249,9 @@ def _serve(
             names = scan(classes, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
-    with serving(page, host, port, token) as address, order:
+    with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
@@ -268,15 +267,15 @@ def _ranking(
     reviewer: str,
 ) -> tuple[Order, Sequence[str]]:
     from agridistill.api import load
-    from agridistill.errors import needs_extra
-    from agridistill.manifest import require_same_classes
+    from agridistill.errors import ModelError, needs_extra
     from agridistill.review import Judgements
 
     with needs_extra("the search for photos that look alike", "review"):
         from agridistill.review.ranking import Ranking
     second = load(teacher) if teacher is not None else None
-    if predictor is not None and second is not None:
-        require_same_classes(predictor.manifest.classes, second.manifest.classes, owner="teacher")
+    if predictor is not None and second is not None and second.manifest.classes != predictor.manifest.classes:
+        expected = "a --teacher with the classes of --model in the same order"
+        raise ModelError(expected, f"'{teacher}' with other classes", "pass another --teacher")
     judged = Judgements(log.read()).of(reviewer)
     ranking = Ranking(root, photos, predictor, second, judged)
     return ranking, predictor.manifest.classes if predictor is not None else ()
