@@ -78,6 +78,15 @@ def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys:
     assert sorted(ReviewLog(other).read()) == sorted(ReviewLog(folder / "review.csv").read())
 
 
+def test_an_import_does_not_replace_what_a_reviewer_chose_later(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    ReviewLog(tmp_path / "old.csv").append([Action("2026-05-01T08:00:00Z", "anna", LABEL, "mildew", "north/0.jpg")])
+    ReviewLog(tmp_path / "new.csv").append([Action("2026-07-01T08:00:00Z", "anna", LABEL, "mildew", "north/1.jpg")])
+    for file, new in (("old.csv", 0), ("new.csv", 1), ("new.csv", 0)):
+        code, _, err = run(capsys, "review", folder, "--import", tmp_path / file)
+        assert (code, f"{new} new lines" in err) == (0, True)
+    assert ReviewLog(folder / "review.csv").read()[-1].photo == "north/1.jpg"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -18,7 +18,7 @@ from agridistill.cli.output import UNDEFINED, percent, printable, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.progress import ProgressCallback
-    from agridistill.review import Choice, Judgements, ReviewLog
+    from agridistill.review import Action, Choice, Judgements, ReviewLog
     from agridistill.review.ranking import Order
     from agridistill.runtime.predictor import Predictor
 
@@ -124,11 +124,17 @@ def _user() -> str:
 
 
 def _import(file: Path, root: Path, photos: Sequence[str], reviewer: str, log: ReviewLog) -> None:
+    from agridistill.review import Judgements
     from agridistill.review.exchange import read_judgements
 
     actions, absent = read_judgements(file, root, photos, reviewer)
-    known = set(log.read())
-    new = [action for action in actions if action not in known]
+    newest = Judgements(log.read()).by_photo()
+
+    def is_new(action: Action) -> bool:
+        before = newest.get(action.photo, {}).get(action.reviewer)
+        return before is None or (before.time < action.time and before.choice != action.choice)
+
+    new = [action for action in actions if is_new(action)]
     if new:
         log.append(new)
     stderr.print(f"{len(new):,} new lines from '{printable(str(file))}' in '{printable(str(log.path))}'")
