@@ -78,12 +78,22 @@ def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys:
     assert sorted(ReviewLog(other).read()) == sorted(ReviewLog(folder / "review.csv").read())
 
 
+def test_an_import_does_not_replace_what_a_reviewer_chose_later(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    ReviewLog(tmp_path / "old.csv").append([Action("2026-05-01T08:00:00Z", "anna", LABEL, "mildew", "north/0.jpg")])
+    ReviewLog(tmp_path / "new.csv").append([Action("2026-07-01T08:00:00Z", "anna", LABEL, "mildew", "north/1.jpg")])
+    for file, new in (("old.csv", 0), ("new.csv", 1), ("new.csv", 0)):
+        code, _, err = run(capsys, "review", folder, "--import", tmp_path / file)
+        assert (code, f"{new} new lines" in err) == (0, True)
+    assert ReviewLog(folder / "review.csv").read()[-1].photo == "north/1.jpg"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ([], "pass either FOLDER or --suspects PHOTOS"),
         (["{folder}"], "pass --model MODEL, --classes PHOTOS or both"),
         (["{folder}/gone", "--model", "tomato"], "'{folder}/gone', which does not exist"),
+        (["{folder}", "--classes", "{folder}", "--teacher", "tomato"], "--teacher needs --model"),
         (["{folder}", "--agreement", "--out", "{folder}/north/0.jpg"], "earlier result for --out"),
         (["{folder}", "--import", "{folder}/gone.json"], "gone.json"),
         (["{folder}", "--table", "{folder}/review.csv"], "earlier result for --table"),
@@ -94,6 +104,12 @@ def test_what_cannot_be_used_is_one_line(folder: Path, capsys: Capture, words: l
     assert (code, out) == (2, "")
     assert told.format(folder=folder) in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_teacher_of_other_classes_is_one_line(folder: Path, colour_model: Path, capsys: Capture) -> None:
+    code, _, err = run(capsys, "review", folder, "--model", "tomato", "--teacher", colour_model)
+    assert code == 2
+    assert f"a --teacher with the classes of --model in the same order; got '{colour_model}' with other classes" in err
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from agridistill.cli.output import UNDEFINED, percent, printable, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.progress import ProgressCallback
-    from agridistill.review import Choice, Judgements, ReviewLog
+    from agridistill.review import Action, Choice, Judgements, ReviewLog
     from agridistill.review.ranking import Order
     from agridistill.runtime.predictor import Predictor
 
@@ -124,11 +124,17 @@ def _user() -> str:
 
 
 def _import(file: Path, root: Path, photos: Sequence[str], reviewer: str, log: ReviewLog) -> None:
+    from agridistill.review import Judgements
     from agridistill.review.exchange import read_judgements
 
     actions, absent = read_judgements(file, root, photos, reviewer)
-    known = set(log.read())
-    new = [action for action in actions if action not in known]
+    newest = Judgements(log.read()).by_photo()
+
+    def is_new(action: Action) -> bool:
+        before = newest.get(action.photo, {}).get(action.reviewer)
+        return before is None or (before.time < action.time and before.choice != action.choice)
+
+    new = [action for action in actions if is_new(action)]
     if new:
         log.append(new)
     stderr.print(f"{len(new):,} new lines from '{printable(str(file))}' in '{printable(str(log.path))}'")
@@ -249,10 +255,9 @@ def _serve(
             names = scan(classes, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
-    with serving(page, host, port, token) as address, order:
+    with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
@@ -268,15 +273,15 @@ def _ranking(
     reviewer: str,
 ) -> tuple[Order, Sequence[str]]:
     from agridistill.api import load
-    from agridistill.errors import needs_extra
-    from agridistill.manifest import require_same_classes
+    from agridistill.errors import ModelError, needs_extra
     from agridistill.review import Judgements
 
     with needs_extra("the search for photos that look alike", "review"):
         from agridistill.review.ranking import Ranking
     second = load(teacher) if teacher is not None else None
-    if predictor is not None and second is not None:
-        require_same_classes(predictor.manifest.classes, second.manifest.classes, owner="teacher")
+    if predictor is not None and second is not None and second.manifest.classes != predictor.manifest.classes:
+        expected = "a --teacher with the classes of --model in the same order"
+        raise ModelError(expected, f"'{teacher}' with other classes", "pass another --teacher")
     judged = Judgements(log.read()).of(reviewer)
     ranking = Ranking(root, photos, predictor, second, judged)
     return ranking, predictor.manifest.classes if predictor is not None else ()

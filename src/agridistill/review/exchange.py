@@ -97,8 +97,10 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
             raise DataError(_FORMAT, f"'{file}' with another form ({error!r})", "export it as JSON") from None
     elif file.is_file() and file.read_bytes().startswith(HEADER.rstrip().encode()):
         known = set(photos)
-        actions = ReviewLog(file).read()
-        return _found(file, root, [one for one in actions if one.photo in known], actions, known)
+        # The choices that were not undone and not replaced.
+        last = [one for actions in Judgements(ReviewLog(file).read()).by_photo().values() for one in actions.values()]
+        kept = [one for one in last if one.photo in known]
+        return _some(kept, [one.photo for one in last if one.photo not in known], root, file)
     else:
         rows = _table_rows(file, finder, reviewer)
     one_folder = name_one_folder([row[0] for row in rows])
@@ -110,20 +112,13 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
         elif choices:
             verdict = _verdict(choices)
             actions.append(Action(time or now(), name, verdict, choices[0] if verdict == LABEL else "", photo))
-    if rows and len(absent) == len(rows):
-        raise DataError(
-            f"photos of '{root}' in '{file}'", f"none of {len(rows)}, the first '{absent[0]}'", "check both"
-        )
-    return actions, absent
+    return _some(actions, absent, root, file)
 
 
-def _found(
-    file: Path, root: Path, kept: list[Action], actions: list[Action], known: set[str]
-) -> tuple[list[Action], list[str]]:
-    absent = [one.photo for one in actions if one.photo not in known]
-    if actions and not kept:
+def _some(actions: list[Action], absent: list[str], root: Path, file: Path) -> tuple[list[Action], list[str]]:
+    if absent and not actions:
         raise DataError(f"photos of '{root}' in '{file}'", f"none, the first '{absent[0]}'", "check both")
-    return kept, absent
+    return actions, absent
 
 
 def _verdict(choices: Sequence[str]) -> str:

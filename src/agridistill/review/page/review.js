@@ -309,6 +309,7 @@ async function start() {
   byId("folder").textContent = settings.folder;
   byId("reviewer").textContent = settings.reviewer;
   byId("find").hidden = settings.classes.length <= 9;
+  byId("classes").classList.toggle("many", settings.classes.length > 9);
   byId("look").hidden = !settings.explains;
   byId("special").replaceChildren(
     ...settings.special.map((one) => choiceButton(SPECIAL_KEYS[one], one, () => choose(one, "", one))),
