@@ -132,7 +132,7 @@ def test_a_kill_while_a_photo_is_removed_leaves_it_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(KeptPhotos, "_unlink_hidden" if is_removed else "_delete_rows", kill)
         with pytest.raises(Killed):
-            first._drop([name(1)], count=True)
+            first._drop([name(1)], count="kept_dropped")
     kept = KeptPhotos(history, folder, 10**6)
     assert numbers_in(folder) == numbers_in(folder, ".json") == ([] if is_removed else [1])
     assert (kept.state()["photos"], kept.state()["dropped"]) == ((0, 1) if is_removed else (1, 0))

@@ -122,7 +122,7 @@ class KeptPhotos:
                     break
                 except OSError as error:
                     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=True):
+                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=_DROPPED):
                         raise
             sync_folder(self.folder)
             self._staged[event_id] = kept
@@ -208,12 +208,16 @@ class KeptPhotos:
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """Marks photos as uploaded, or removes them with `delete_uploaded`; given by their `Pending.seq`."""
-        numbers = [(seq,) for seq in seqs]
         with self._files:
+            names = [name for seq in seqs for name in self._names("seq = ?", seq)]
+            if self._delete_uploaded:
+                self._drop(names, count=_UPLOADED)
+                return
             with self._history.writing() as database:
-                done = database.executemany("UPDATE kept SET uploaded = 1 WHERE seq = ?", numbers)
+                done = database.executemany(
+                    "UPDATE kept SET uploaded = 1 WHERE event_id = ? AND uploaded = 0", [(name,) for name in names]
+                )
                 add_to_counter(database, _UPLOADED, done.rowcount)
-            self._remove_uploaded()
 
     def counts(self) -> OutboxCounts:
         """Returns the numbers of photos that wait for the upload, that were uploaded, and that the limit removed."""
@@ -274,7 +278,7 @@ class KeptPhotos:
 
         if excess() > 0:
             self.forget_missing()
-        while (missing := excess()) > 0 and self._drop(self._to_drop(missing), count=True):
+        while (missing := excess()) > 0 and self._drop(self._to_drop(missing), count=_DROPPED):
             pass
 
     def _to_drop(self, needed: int) -> list[str]:
@@ -288,8 +292,8 @@ class KeptPhotos:
             oldest = database.execute(query, (min(_MOST_COMPARED, half),)).fetchall()
         return thinned([_Row(*row) for row in oldest], needed)
 
-    def _drop(self, event_ids: Sequence[str], *, count: bool = False) -> int:
-        """Removes photos, and returns their number; `count` counts those that were neither held nor uploaded.
+    def _drop(self, event_ids: Sequence[str], *, count: str = "") -> int:
+        """Removes photos, and returns their number; adds those that waited for the upload to the counter `count`.
 
         Photos get their hidden names first: after a kill, the next start publishes them again if their rows are still
         there, and removes them otherwise.
@@ -314,16 +318,13 @@ class KeptPhotos:
         for event_id in event_ids:
             self._hidden(event_id).unlink(missing_ok=True)
 
-    def _delete_rows(self, event_ids: Sequence[str], *, count: bool = False) -> None:
+    def _delete_rows(self, event_ids: Sequence[str], *, count: str = "") -> None:
         names = [(event_id,) for event_id in event_ids]
         with self._history.writing() as database:
-            lost = database.executemany("DELETE FROM kept WHERE event_id = ? AND held = 0 AND uploaded = 0", names)
-            add_to_counter(database, _DROPPED, lost.rowcount if count else 0)
+            waited = database.executemany(f"DELETE FROM kept WHERE event_id = ? AND {_WAITING}", names)  # noqa: S608
+            if count:
+                add_to_counter(database, count, waited.rowcount)
             database.executemany("DELETE FROM kept WHERE event_id = ?", names)
-
-    def _remove_uploaded(self) -> None:
-        if self._delete_uploaded:
-            self._drop(self._names("uploaded = 1"))
 
     def _recover(self) -> None:
         """Completes what a kill interrupted, and adds photos that an earlier, lost history knew."""
@@ -335,7 +336,8 @@ class KeptPhotos:
             found = _HIDDEN.fullmatch(name)
             if _UNFINISHED.fullmatch(name) or (found and found[1] not in rows):
                 (self.folder / name).unlink(missing_ok=True)
-        self._remove_uploaded()
+        if self._delete_uploaded:  # by an earlier setting they were not
+            self._drop(self._names("uploaded = 1"))
         self.forget_missing()
         for event_id, document in rows.items():
             if document is not None and not {f"{event_id}{PHOTO}", f"{event_id}{SIDECAR}"} <= names:
