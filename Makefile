@@ -66,9 +66,12 @@ test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests with co
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
 
 # RabbitMQ comes from the system: apt-get install rabbitmq-server.
-peers: ## Install amqtt (pip) and aedes (npm) into .peers, for test-all.
+peers: ## Install amqtt and moto (pip) and aedes (npm) into .peers, for test-all.
 	@test -e .peers/bin/amqtt || { $(PYTHON) -m venv .peers && .peers/bin/pip install --quiet "amqtt==0.12.1"; } || \
 	  echo "warning: amqtt cannot be installed here; its tests are skipped"
+	@test -e .peers/moto/bin/moto_server || { $(PYTHON) -m venv .peers/moto && \
+	  .peers/moto/bin/pip install --quiet "moto[server,s3]==5.2.5"; } || \
+	  echo "warning: moto cannot be installed here; its tests are skipped"
 	@test -e .peers/node_modules/aedes || npm install --silent --prefix .peers aedes@1.2.0 || \
 	  echo "warning: aedes cannot be installed here; its tests are skipped"
 
@@ -81,9 +84,11 @@ docs: $(STAMP) ## Build the documentation with the API reference into site/.
 	$(BIN)/python -m pip install --quiet --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-torture: $(STAMP) ## Kill the field agent 1,000 times over 20,000 detections; needs Mosquitto, about 10 minutes.
+torture: $(STAMP) ## Kill the field agent 1,400 times; needs Mosquitto and rclone, about 20 minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.torture
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.outage
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.keep.killed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.keep.killed --no-upload --limit-mb 0.2
 
 format: $(STAMP) ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -47,13 +47,8 @@ def chromium() -> str | None:
 
 
 def peers() -> Path:
-    """Where `make peers` puts brokers that are no programs of the system."""
+    """Where `make peers` puts servers that are no programs of the system."""
     return Path(os.environ.get("AGRIDISTILL_PEERS", Path(__file__).parents[1] / ".peers"))
-
-
-def moto_python() -> str:
-    """The Python that has moto; "" if none is named."""
-    return os.environ.get("AGRIDISTILL_MOTO", "")
 
 
 def _peer(name: str, path: str, *needs: str) -> Need:
@@ -86,10 +81,7 @@ NEEDS = {
     "aedes": _peer("aedes", "node_modules/aedes", "node"),
     "chromium": _program("Chromium", "apt-get install chromium", find=chromium),
     "rclone": _program("rclone", "apt-get install rclone"),
-    "moto": Need(
-        "needs moto's S3: pip install 'moto[server,s3]' in another environment, AGRIDISTILL_MOTO is its python",
-        lambda: bool(moto_python()),
-    ),
+    "moto": _peer("moto", "moto/bin/moto_server"),
     "openssl": _program("openssl", "apt-get install openssl"),
     "cc": _program("cc", "apt-get install gcc"),
     "mount": _program("mount", "apt-get install mount"),

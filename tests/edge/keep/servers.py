@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.edge.conftest import free_port, wait_for
-from tests.needs import moto_python, program
+from tests.needs import peers, program
 
 USER, PASSWORD = "greenhouse-1", "s3cr3t"
 _CLIENT = """
@@ -66,7 +66,7 @@ class PresignedS3:
     """moto's S3, and a service whose answer to a PUT is a redirect (307) to a presigned address there."""
 
     def __init__(self) -> None:
-        self._python = moto_python()
+        self._python = str(peers() / "moto/bin/python")
         port = free_port()
         self.endpoint = f"http://127.0.0.1:{port}"
         self._moto = subprocess.Popen(

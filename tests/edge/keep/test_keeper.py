@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from tests.edge.conftest import wait_for
 from tests.edge.keep.test_photo import exif
+from tests.edge.keep.test_upload import Server
 from tests.edge.watched import GREEN, RED, once, put, watching
 
 from agridistill.edge.alerts.rules import Rule
@@ -144,6 +145,30 @@ def test_a_disk_that_refuses_kept_photos_does_not_stop_detections(
     assert {one.event_id for one in again.detections} < {one.event_id for one in heard.detections}
     assert {one["event_id"] for one in sidecars(state / "kept")} == {one.event_id for one in heard.detections}
     assert list(photos.glob("*.jpg")) == []
+
+
+def test_an_agent_with_an_upload_ends_once_the_server_has_all(
+    photos: Path, keeping: WatchSettings, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    (tmp_path / "password").write_text("pa:ss\n")
+    login = {"user": "me", "password_file": tmp_path / "password"}
+    for number in range(3):
+        put(photos, f"{number}.jpg", UNSURE)
+    try:
+        once(with_keep(keeping, upload=f"{server.address}/photos/", after_upload="delete", **login), state)
+        assert len(server.files) == 6
+        assert server.logins == {"Basic bWU6cGE6c3M="}
+        assert [path.name for path in (state / "kept").iterdir()] == [".lock"]
+        monkeypatch.setenv("AGRIDISTILL_KEEP_TOKEN", "token")
+        put(photos, "3.jpg", UNSURE)
+        once(with_keep(keeping, upload=f"{server.address}/{{name}}"), state)
+        assert server.logins == {"Basic bWU6cGE6c3M=", "Bearer token"}
+        kept = read_state(state).kept
+        assert kept is not None
+        assert (kept["photos"], kept["waiting"], kept["uploaded"]) == (1, 0, 4)
+    finally:
+        server.close()
 
 
 def test_a_folder_of_kept_photos_is_not_watched(photos: Path, keeping: WatchSettings, state: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_kill_while_a_photo_is_removed_leaves_it_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(KeptPhotos, "_unlink_hidden" if is_removed else "_delete_rows", kill)
         with pytest.raises(Killed):
-            first._drop([name(1)], count=True)
+            first._drop([name(1)], count="kept_dropped")
     kept = KeptPhotos(history, folder, 10**6)
     assert numbers_in(folder) == numbers_in(folder, ".json") == ([] if is_removed else [1])
     assert (kept.state()["photos"], kept.state()["dropped"]) == ((0, 1) if is_removed else (1, 0))
@@ -278,11 +278,15 @@ def test_photos_that_people_take_out_of_the_folder_are_forgotten(history: Histor
 def test_a_folder_that_is_away_forgets_nothing(history: History, folder: Path) -> None:
     kept = KeptPhotos(history, folder, 10**6)
     keep(kept, history, 1)
+    history.add_all([stage(kept, 2)])
     folder.rename(folder.with_name("unplugged"))
-    for ask in (kept.forget_missing, lambda: kept.content(name(1))):
-        with pytest.raises(FileNotFoundError):
-            ask()
-    assert len(kept.pending()) == 1
+    for _ in range(2):
+        for ask in (kept.forget_missing, kept.stored, lambda: kept.content(name(1)), lambda: stage(kept, 3)):
+            with pytest.raises(FileNotFoundError, match="start the agent again"):
+                ask()
+        assert len(kept.pending()) == 2
+        folder.mkdir(exist_ok=True)  # where a disk was mounted
+    assert list(folder.iterdir()) == []
 
 
 def test_on_a_full_disk_older_photos_make_room(history: History, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

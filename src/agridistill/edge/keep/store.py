@@ -23,7 +23,7 @@ import numpy as np
 
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.keep.photo import Reason, look_of, photo_content, sidecar
-from agridistill.edge.store import add_to_counter
+from agridistill.edge.store import add_to_counter, file_identity
 from agridistill.edge.store.history import History, Kept, add_kept
 from agridistill.edge.store.outbox import Message, OutboxCounts, Pending
 from agridistill.errors import OutboxError
@@ -42,6 +42,8 @@ _ALIKE_BITS, _MOST_COMPARED = 10, 512
 # Leaves that no alert needs yet are removed first as soon as they take more than this share of the limit.
 _HELD_SHARE = 0.1
 _DROPPED, _UPLOADED = "kept_dropped", "kept_uploaded"
+# Both begin with `uploaded`, for the index.
+_WAITING, _HELD = "uploaded = 0 AND held = 0", "uploaded = 0 AND held = 1"
 
 
 class PhotoTooLargeError(OutboxError):
@@ -83,6 +85,7 @@ class KeptPhotos:
         self._staged: dict[str, Kept] = {}  # written, but their detections are not stored yet
         self._unpublished: dict[str, str] = {}  # event id: sidecar; stored, but the files do not have their names yet
         folder.mkdir(parents=True, exist_ok=True)
+        self._identity = file_identity(folder)
         self._recover()
         self.publish()
         with self._files:
@@ -110,6 +113,7 @@ class KeptPhotos:
             got = f"a photo of {kept.size_bytes:,} bytes"
             raise PhotoTooLargeError(f"photos of at most {self._max_bytes:,} bytes", got, "raise max_mb in [keep]")
         with self._files:
+            self._require_folder()
             self._make_room(kept.size_bytes)
             while True:
                 try:
@@ -118,7 +122,7 @@ class KeptPhotos:
                     break
                 except OSError as error:
                     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=True):
+                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=_DROPPED):
                         raise
             sync_folder(self.folder)
             self._staged[event_id] = kept
@@ -140,6 +144,7 @@ class KeptPhotos:
         with self._files:
             if not self._unpublished:
                 return
+            self._require_folder()
             for event_id, document in list(self._unpublished.items()):
                 with contextlib.suppress(FileNotFoundError):
                     self._hidden(event_id).rename(self._photo(event_id))
@@ -164,18 +169,19 @@ class KeptPhotos:
             released = dict[str, str]()
             for plot, label in wanted:
                 with self._history.reading() as database:
-                    query = "SELECT event_id, document FROM kept WHERE held = 1 AND plot = ? AND label = ?"
+                    query = f"SELECT event_id, document FROM kept WHERE {_HELD} AND plot = ? AND label = ?"  # noqa: S608
                     released |= database.execute(query, (plot, label)).fetchall()
             if released:
                 with self._history.writing() as database:
                     database.executemany("UPDATE kept SET held = 0 WHERE event_id = ?", [(name,) for name in released])
                 self._unpublished |= released
-            self._drop(self._names("held = 1 AND at_s < ?", before_s))
+            self._drop(self._names(f"{_HELD} AND at_s < ?", before_s))
         self.publish()
 
     def forget_missing(self) -> None:
         """Removes the rows of photos that people have taken out; a program may still copy their sidecars."""
         with self._files:
+            self._require_folder()
             names = {entry.name for entry in self.folder.iterdir()}
             gone = [one for one in self._names("true") if not names & {f"{one}{PHOTO}", f".{one}{PHOTO}"}]
             if gone:
@@ -184,18 +190,15 @@ class KeptPhotos:
     def content(self, event_id: str) -> bytes | None:
         """Returns a photo; None if it was removed. Raises OSError if it cannot be read now."""
         with self._files:
+            self._require_folder()
             for path in (self._photo(event_id), self._hidden(event_id)):
                 with contextlib.suppress(FileNotFoundError):
                     return path.read_bytes()
-            self.folder.stat()  # raises where the whole folder is away
         return None
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
         """Returns up to `limit` photos to upload with a `seq` above `after`: their sidecars as messages, in order."""
-        query = (
-            "SELECT seq, document, plot, event_id FROM kept WHERE uploaded = 0 AND held = 0 AND seq > ? "
-            "ORDER BY seq LIMIT ?"
-        )
+        query = f"SELECT seq, document, plot, event_id FROM kept WHERE {_WAITING} AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
         with self._history.reading() as database:
             rows = database.execute(query, (after, limit)).fetchall()
         return [
@@ -205,12 +208,16 @@ class KeptPhotos:
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """Marks photos as uploaded, or removes them with `delete_uploaded`; given by their `Pending.seq`."""
-        numbers = [(seq,) for seq in seqs]
         with self._files:
+            names = [name for seq in seqs for name in self._names("seq = ?", seq)]
+            if self._delete_uploaded:
+                self._drop(names, count=_UPLOADED)
+                return
             with self._history.writing() as database:
-                done = database.executemany("UPDATE kept SET uploaded = 1 WHERE seq = ?", numbers)
+                done = database.executemany(
+                    "UPDATE kept SET uploaded = 1 WHERE event_id = ? AND uploaded = 0", [(name,) for name in names]
+                )
                 add_to_counter(database, _UPLOADED, done.rowcount)
-            self._remove_uploaded()
 
     def counts(self) -> OutboxCounts:
         """Returns the numbers of photos that wait for the upload, that were uploaded, and that the limit removed."""
@@ -225,7 +232,7 @@ class KeptPhotos:
         with self._history.reading() as database:
             photos, _, _ = database.execute(f"{query} held = 0").fetchone()
             _, size, _ = database.execute(f"{query} true").fetchone()
-            waiting, waiting_bytes, oldest_s = database.execute(f"{query} uploaded = 0 AND held = 0").fetchone()
+            waiting, waiting_bytes, oldest_s = database.execute(f"{query} {_WAITING}").fetchone()
             (uploaded,), (dropped,) = (database.execute(counter, (name,)).fetchone() for name in (_UPLOADED, _DROPPED))
         return {
             "photos": photos,
@@ -236,6 +243,11 @@ class KeptPhotos:
             "uploaded": uploaded,
             "dropped": dropped,
         }
+
+    def _require_folder(self) -> None:
+        # The empty folder of a disk that was removed must not be filled, nor count as if people had taken the photos.
+        if file_identity(self.folder) != self._identity:
+            raise FileNotFoundError(errno.ENOENT, "the folder was removed or replaced: start the agent again")
 
     def _photo(self, event_id: str) -> Path:
         return self.folder / f"{event_id}{PHOTO}"
@@ -266,13 +278,13 @@ class KeptPhotos:
 
         if excess() > 0:
             self.forget_missing()
-        while (missing := excess()) > 0 and self._drop(self._to_drop(missing), count=True):
+        while (missing := excess()) > 0 and self._drop(self._to_drop(missing), count=_DROPPED):
             pass
 
     def _to_drop(self, needed: int) -> list[str]:
         """Returns photos whose removal frees about `needed` bytes; fewer if there are none left."""
-        if self._sum("sum(size_bytes)", "held = 1") > _HELD_SHARE * self._max_bytes:
-            return self._names("held = 1")[:1]
+        if self._sum("sum(size_bytes)", _HELD) > _HELD_SHARE * self._max_bytes:
+            return self._names(_HELD)[:1]
         where = f"uploaded = {min(1, self._sum('count(*)', 'uploaded = 1'))}"
         half = (self._sum("count(*)", where) + 1) // 2
         query = f"SELECT event_id, size_bytes, look FROM kept WHERE {where} ORDER BY at_s, seq LIMIT ?"  # noqa: S608
@@ -280,8 +292,8 @@ class KeptPhotos:
             oldest = database.execute(query, (min(_MOST_COMPARED, half),)).fetchall()
         return thinned([_Row(*row) for row in oldest], needed)
 
-    def _drop(self, event_ids: Sequence[str], *, count: bool = False) -> int:
-        """Removes photos, and returns their number; `count` counts those that were neither held nor uploaded.
+    def _drop(self, event_ids: Sequence[str], *, count: str = "") -> int:
+        """Removes photos, and returns their number; adds those that waited for the upload to the counter `count`.
 
         Photos get their hidden names first: after a kill, the next start publishes them again if their rows are still
         there, and removes them otherwise.
@@ -306,16 +318,13 @@ class KeptPhotos:
         for event_id in event_ids:
             self._hidden(event_id).unlink(missing_ok=True)
 
-    def _delete_rows(self, event_ids: Sequence[str], *, count: bool = False) -> None:
+    def _delete_rows(self, event_ids: Sequence[str], *, count: str = "") -> None:
         names = [(event_id,) for event_id in event_ids]
         with self._history.writing() as database:
-            lost = database.executemany("DELETE FROM kept WHERE event_id = ? AND held = 0 AND uploaded = 0", names)
-            add_to_counter(database, _DROPPED, lost.rowcount if count else 0)
+            waited = database.executemany(f"DELETE FROM kept WHERE event_id = ? AND {_WAITING}", names)  # noqa: S608
+            if count:
+                add_to_counter(database, count, waited.rowcount)
             database.executemany("DELETE FROM kept WHERE event_id = ?", names)
-
-    def _remove_uploaded(self) -> None:
-        if self._delete_uploaded:
-            self._drop(self._names("uploaded = 1"))
 
     def _recover(self) -> None:
         """Completes what a kill interrupted, and adds photos that an earlier, lost history knew."""
@@ -327,7 +336,8 @@ class KeptPhotos:
             found = _HIDDEN.fullmatch(name)
             if _UNFINISHED.fullmatch(name) or (found and found[1] not in rows):
                 (self.folder / name).unlink(missing_ok=True)
-        self._remove_uploaded()
+        if self._delete_uploaded:  # by an earlier setting they were not
+            self._drop(self._names("uploaded = 1"))
         self.forget_missing()
         for event_id, document in rows.items():
             if document is not None and not {f"{event_id}{PHOTO}", f"{event_id}{SIDECAR}"} <= names:
@@ -342,7 +352,7 @@ class KeptPhotos:
             text = self._sidecar(event_id).read_text(encoding="utf-8")
             document = json.loads(text)
             at_s = datetime.fromisoformat(document["time"]).timestamp()
-            plot, label = str(document["plot"]), document["class"]
+            plot, label = str(document["plot"]), str(document["class"])
             look = look_of(np.asarray(read_photo(self._photo(event_id), shorter_side=_THUMB_PIXELS)))
             size = self._photo(event_id).stat().st_size + len(text.encode())
         except Exception:  # whatever people or a broken disk left there

@@ -51,7 +51,7 @@ class SqliteFile:
             self._database = self._open(schema, version)
         except sqlite3.Error as error:
             raise self._failure(error) from None
-        self._identity = _identity(path)
+        self._identity = file_identity(path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -64,7 +64,7 @@ class SqliteFile:
             StateLostError: the file was removed, replaced or damaged.
         """
         with self.reading() as database:
-            if not self._read_only and _identity(self.path) != self._identity:
+            if not self._read_only and file_identity(self.path) != self._identity:
                 raise self._lost("removed or replaced")
             try:
                 database.execute("BEGIN IMMEDIATE")
@@ -151,7 +151,8 @@ class SqliteFile:
         return StateLostError(f"the {self._what} as the agent left it", f"'{self.path}', which was {what}", remedy)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Returns device and inode of a file or folder, which differ once another one has its place; None if it is away."""
     try:
         found = path.stat()
     except OSError:
