@@ -23,6 +23,7 @@ from tests.edge.conftest import wait_for
 
 from agridistill.edge import network
 from agridistill.edge.updates import prepare, updater
+from agridistill.edge.updates.proof import WITHOUT_PROOF
 from agridistill.edge.updates.publishing import PublishSettings, publish
 from agridistill.edge.updates.release import create_key, key_id, read_private_key, read_public_key
 from agridistill.edge.updates.updater import Updater, UpdateResult, UpdateWorker
@@ -31,7 +32,7 @@ from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import manifest_path
 from agridistill.storage import only_one
 
-from .conftest import Device, Publisher, Server, model_like
+from .conftest import Device, Publisher, Server, make_device, model_like
 
 Serve = Callable[[Path], Server]
 MakeDevice = Callable[..., Device]
@@ -52,6 +53,22 @@ def test_a_release_is_installed_after_its_golden_photos_and_runs_from_the_next_s
     assert device.check().outcome == "current"
     device.slots.confirm()
     assert not device.start().trial
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_the_proof_of_a_release_is_on_the_device_signed(
+    device: Device, publisher: Publisher, tmp_path: Path, colour_model: Path
+) -> None:
+    publisher.publish(1)
+    assert device.check().outcome == "installed"
+    device.start()
+    device.slots.confirm()
+    other = model_like(publisher.model, publisher.model.parent / "other.onnx", padding=10)
+    publisher.publish(2, model=other, without_proof=True)
+    assert device.check().outcome == "installed"
+    assert (device.start().path.parent / "proof.json").read_bytes() == WITHOUT_PROOF
+    (publisher.folder / "v2" / "proof.json").write_bytes(WITHOUT_PROOF.replace(b"true", b"null"))
+    assert make_device(publisher, tmp_path / "second", colour_model).check().outcome == "refused"
 
 
 def message_of(publisher: Publisher, server: Server) -> bytes:
