@@ -44,7 +44,7 @@ _MODULES = {
 
 
 def parser(command: str) -> typer.Typer:
-    """Creates the parser for one command, so that only its module is imported; for an unknown name, that for all."""
+    """Creates the parser for one command and imports only its module; an unknown name gives a parser for all."""
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
