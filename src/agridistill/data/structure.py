@@ -52,10 +52,7 @@ def resolved_evaluation(splits: Iterable[str]) -> str:
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """Finds the train, val and test folders by their names. Other words in a name must be the same for all splits.
-
-    Returns:
-        Split -> names of its folders; empty if no folder is that of a split.
+    """Finds the names of the train, val and test folders. Other words in a name must be the same for all splits.
 
     Example:
         >>> split_folders(["train_set", "Val-Set", "rust"])
@@ -115,16 +112,10 @@ class ClassFolder:
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that the folders with photos are probably classes.
+    """Raises a DataError if a folder probably holds several classes, a split, masks or the like.
 
-    Args:
-        root: the data folder.
-        classes: the folders.
-        in_splits: whether the folders are inside train/val/test folders.
-
-    Raises:
-        DataError: a folder probably holds several classes, a split, masks or the like; the error names the folder or
-            the option to pass instead.
+    The error names the folder or the option to pass instead. `in_splits` means that the folders are inside
+    train/val/test folders.
     """
     _refuse_kinds(root, classes)
     _refuse_same_beside(root, classes)
@@ -227,11 +218,7 @@ def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> 
 
 
 def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
-    """Checks that nested classes are not inside splits: "a/train/rust" and "a/test/rust" would be two classes.
-
-    Raises:
-        DataError: the names of the classes contain several splits.
-    """
+    """Raises a DataError if classes are inside splits: "a/train/rust" and "a/test/rust" would be two classes."""
     found: dict[str, str] = {}
     for name in classes:
         for part in name.split("/"):

@@ -44,10 +44,7 @@ class UnlabelledPhotos:
 def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> int:
     """Returns how often photos with labels are used in an epoch that uses each photo without a label once.
 
-    Args:
-        labelled: number of photos with labels, at least 1.
-        unlabelled: number of photos without labels.
-        share: smallest share, 0 to 1, of photos with labels among all uses; None means `LABELLED_SHARE`.
+    `share` is the smallest share, 0 to 1, of photos with labels among all uses; None means `LABELLED_SHARE`.
 
     Example:
         >>> repeats_for(50, 600), repeats_for(500, 600)
@@ -61,8 +58,7 @@ def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> i
 def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
     """Lists the photos and the other files in a folder of photos without labels and in all its subfolders.
 
-    Raises:
-        DataError: the folder does not exist, cannot be read or has no photos.
+    Raises a DataError if the folder does not exist, cannot be read or has no photos.
     """
     if not root.is_dir():
         got = f"the file '{root}'" if root.exists() else f"'{root}', which does not exist"
@@ -94,9 +90,7 @@ def find_unlabelled(
     Args:
         root: the folder; photos may be in subfolders of any depth.
         parts: the photos of the data folder by the name of their part; all parts but "train" are held out.
-        inspection: the records of these photos.
         only: paths of the photos that an earlier call has chosen: exactly these are used, and no copies are searched.
-        progress: called with (photos read, all photos).
 
     Raises:
         DataError: the folder cannot be read, a photo of `only` is missing, or no photo is left.
