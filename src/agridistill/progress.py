@@ -6,6 +6,7 @@ Only one console, one live display and one process of a run write there, so that
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -145,6 +146,19 @@ def stderr_without_lines(start: bytes) -> Iterator[None]:
         with suppress(OSError):
             for line in kept:
                 os.write(STDERR, line)
+
+
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Lets loggers write only errors during the block."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _unnamed_file() -> IO[bytes]:

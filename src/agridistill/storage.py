@@ -172,11 +172,8 @@ def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str
     """
     require_writable(path, option)
     if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
-        raise RunError(
-            f"a new file or an earlier result for {option}",
-            f"'{path}', which is another file",
-            f"choose another {option}",
-        )
+        got = f"'{path}', which is another file"
+        raise RunError(f"a new file or an earlier result for {option}", got, f"choose another {option}")
 
 
 def _is_result(path: Path, keys: Sequence[str], header: str) -> bool:
