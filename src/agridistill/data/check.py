@@ -90,11 +90,7 @@ class CheckResult:
 
 
 def check(
-    root: Path,
-    *,
-    layout: Layout = FOLDERS,
-    split_file: Path | None = None,
-    progress: ProgressCallback = silent,
+    root: Path, *, layout: Layout = FOLDERS, split_file: Path | None = None, progress: ProgressCallback = silent
 ) -> CheckResult:
     """Reads every photo of a data folder and reports problems, such as damaged photos, copies and mixed splits.
 

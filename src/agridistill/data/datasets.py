@@ -182,7 +182,7 @@ DATASETS: Mapping[str, Dataset] = {
         leaf_map=LEAF_MAP_NAME,
         photo_root="color",
         other_roots=frozenset({"grayscale", "segmented"}),
-    ),
+    )
 }
 
 

@@ -21,13 +21,10 @@ _JPEG_QUALITY = 90
 def draw_leaf(
     class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
 ) -> Image.Image:
-    """Draws an artificial photo of a leaf.
+    """Draws an artificial photo of a leaf of a class in `CLASSES`, with a side of at least 32 pixels.
 
-    Args:
-        class_name: one of `CLASSES`: "healthy" or a disease.
-        rng_leaf: random numbers for outline, colour, veins and lesions; the same ones draw the same leaf.
-        rng_shot: random numbers for position, light, background and camera.
-        image_size: height and width of the photo, at least 32 pixels.
+    `rng_leaf` gives outline, colour, veins and lesions: the same numbers draw the same leaf. `rng_shot` gives position,
+    light, background and camera.
 
     Example:
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size

@@ -113,22 +113,19 @@ def fetch_dataset(
 
 def _split_source(source: str) -> tuple[str, str | None]:
     """Splits `ADDRESS#sha256=HEX` into the address and the sha256; the latter is None if it is not given."""
-    address, mark, digits = source.rpartition("#sha256=")
-    if not mark:
-        return source, None
-    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
+    address, mark, digits = source.partition("#sha256=")
+    if mark and not re.fullmatch("[0-9a-fA-F]{64}", digits):
         raise FetchError("64 hex digits after '#sha256='", f"'{digits}'", "correct --source")
-    return address, digits
+    return address, digits or None
 
 
 def _verified(archive: Path, expected: str | None, source: str) -> str:
     """Returns the sha256 of an archive, which must be the expected one unless that is None."""
     found = sha256_of(archive)
     if expected is not None and found != expected.lower():
+        got = f"the sha256 {found[:12]}… of '{source}'"
         raise FetchError(
-            f"an archive with the sha256 {expected[:12]}…",
-            f"the sha256 {found[:12]}… of '{source}'",
-            "check --source and get the archive again",
+            f"an archive with the sha256 {expected[:12]}…", got, "check --source and get the archive again"
         )
     return found
 
@@ -188,11 +185,8 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
     missing = [name for name in dataset.classes if not counts[name]]
     if missing:
         got = f"none of {', '.join(missing)}" if counts else "none of them"
-        raise FetchError(
-            f"photos of the {len(dataset.classes)} classes of {dataset.title}",
-            f"{got} in '{archive.name}'",
-            "pass the archive of this data set as --source",
-        )
+        expected = f"photos of the {len(dataset.classes)} classes of {dataset.title}"
+        raise FetchError(expected, f"{got} in '{archive.name}'", "pass the archive of this data set as --source")
     if leaf_maps:
         places[min(leaf_maps, key=lambda name: (name.count("/"), name))] = PurePosixPath(dataset.leaf_map)
     return places
@@ -259,11 +253,8 @@ def _receive(url: str, file: IO[bytes], progress: ProgressCallback) -> None:
             file.write(chunk)
             done += len(chunk)
             progress(done, total)
-    raise FetchError(
-        f"an archive of at most {MAX_DOWNLOAD_BYTES:,} bytes",
-        f"a larger one from '{_without_secrets(url)}'",
-        "pass another --source",
-    )
+    got = f"a larger one from '{_without_secrets(url)}'"
+    raise FetchError(f"an archive of at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "pass another --source")
 
 
 def _response(url: str) -> http.client.HTTPResponse:

@@ -110,11 +110,8 @@ def require_outside(path: Path, root: Path, option: str = "--out") -> None:
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
-        raise DataError(
-            f"{option} outside the data folder, because each folder in it is a class",
-            f"'{path}' in '{root}'",
-            f"choose another {option}",
-        )
+        expected = f"{option} outside the data folder, because each folder in it is a class"
+        raise DataError(expected, f"'{path}' in '{root}'", f"choose another {option}")
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
@@ -128,11 +125,8 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     if not found or (others and len(found) == 1 and len(named) == 1):
         return None
     if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
-        raise DataError(
-            "class folders in the train folder",
-            f"photos without class folders in '{root / train[0]}'",
-            labels_remedy(root),
-        )
+        got = f"photos without class folders in '{root / train[0]}'"
+        raise DataError("class folders in the train folder", got, labels_remedy(root))
     for split, names in found.items():
         if len(names) > 1:
             raise DataError(
@@ -142,18 +136,13 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     if not train:
         if others or len(splits) == 1:
             return None
-        raise DataError(
-            "a train folder next to the val and test folders",
-            f"none in '{root}'",
-            f"add it, or pass a folder that holds class folders, such as '{root / splits['test']}'",
-        )
+        remedy = f"add it, or pass a folder that holds class folders, such as '{root / splits['test']}'"
+        raise DataError("a train folder next to the val and test folders", f"none in '{root}'", remedy)
     if others:
         beside = " and ".join(f"'{name}'" for name in sorted(named))
-        raise DataError(
-            "only class folders, or only train, val and test folders that hold them",
-            f"'{others[0]}' next to {beside} in '{root}'",
-            f"move '{others[0]}' away, or pass the folder that holds the class folders",
-        )
+        expected = "only class folders, or only train, val and test folders that hold them"
+        got = f"'{others[0]}' next to {beside} in '{root}'"
+        raise DataError(expected, got, f"move '{others[0]}' away, or pass the folder that holds the class folders")
     return splits
 
 

@@ -86,11 +86,8 @@ def read_table(file: Path) -> LabelTable:
         # Some programs drop empty cells at the end of a row, or write a separator after the last cell.
         cells += [""] * (len(header) - len(cells))
         if any(cell.strip() for cell in cells[len(header) :]):
-            raise DataError(
-                f"{len(header)} cells in each row",
-                f"{len(cells)} in line {line} of '{file}'",
-                "put quotes around cells that contain the separator",
-            )
+            remedy = "put quotes around cells that contain the separator"
+            raise DataError(f"{len(header)} cells in each row", f"{len(cells)} in line {line} of '{file}'", remedy)
     return _with_labels(LabelTable(file, header, lines[1:]))
 
 
@@ -177,11 +174,9 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
         return None
     for (line, _), value in zip(table.rows, values, strict=True):
         if meant[value] is None:
-            raise DataError(
-                f"train, val or test in column '{table.header[column]}'",
-                f"'{value}' in line {line} of '{table.path}'",
-                "correct the cell, or ignore the column with --label-columns IMAGE,LABEL",
-            )
+            expected = f"train, val or test in column '{table.header[column]}'"
+            got = f"'{value}' in line {line} of '{table.path}'"
+            raise DataError(expected, got, "correct the cell, or ignore the column with --label-columns IMAGE,LABEL")
     known = [split for split in meant.values() if split is not None]
     evaluation = resolved_evaluation(known)
     return [evaluation if meant[value] == "eval" else meant[value] or "" for value in values]

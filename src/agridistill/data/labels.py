@@ -134,11 +134,8 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     labelled = _row_of_photo(table, rows)
     classes = tuple(sorted({row.label for row in labelled.values()}))
     if len(classes) < min_classes:
-        raise DataError(
-            "at least two classes" if min_classes > 1 else "labels",
-            f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'",
-            NAME_COLUMNS,
-        )
+        got = f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'"
+        raise DataError("at least two classes" if min_classes > 1 else "labels", got, NAME_COLUMNS)
     index_of = {name: index for index, name in enumerate(classes)}
     in_column = {path: row.split for path, row in labelled.items() if row.split is not None}
     by_folders = _split_by_folders(labelled) if not in_column else {}
@@ -193,11 +190,8 @@ def _row_of_photo(table: LabelTable, rows: Iterable[_Row]) -> dict[str, _Row]:
         before = of_photo.setdefault(row.path, row)
         for what, old, new in (("label", before.label, row.label), ("split", before.split, row.split)):
             if old != new:
-                raise DataError(
-                    f"one {what} for each photo",
-                    f"'{old}' and '{new}' for '{row.path}' in lines {before.line} and {row.line} of '{table.path}'",
-                    "correct the file",
-                )
+                got = f"'{old}' and '{new}' for '{row.path}' in lines {before.line} and {row.line} of '{table.path}'"
+                raise DataError(f"one {what} for each photo", got, "correct the file")
     return {path: row for path, row in of_photo.items() if row.label}
 
 

@@ -126,12 +126,10 @@ def prepare_data(
     but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
 
     Args:
-        root: the data folder.
         layout: where the label of each photo comes from.
         split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
         val_fraction: share of each class's photos in val, if no val is given; `test_fraction` is that in test.
         split_seed: seed of the split, if val or test is not given.
-        progress: called with (photos read, all photos).
 
     Raises:
         DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no

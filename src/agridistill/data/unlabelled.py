@@ -66,11 +66,8 @@ def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
     photos, others = files_in(root)
     if not photos:
         got = counts_by_suffix(others) if others else "no files"
-        raise DataError(
-            "photos in the folder of --unlabelled",
-            f"{got} in '{root}'",
-            how_to_read(others, otherwise="correct --unlabelled"),
-        )
+        expected = "photos in the folder of --unlabelled"
+        raise DataError(expected, f"{got} in '{root}'", how_to_read(others, otherwise="correct --unlabelled"))
     return photos, others
 
 
@@ -99,11 +96,9 @@ def find_unlabelled(
     if only:
         missing = sorted(set(only) - set(photos))
         if missing:
-            raise DataError(
-                "all photos without labels that the run started with",
-                f"a folder without {len(missing)} of {len(only)}, the first '{root / missing[0]}'",
-                "put them back, or pass the folder that holds them as --unlabelled",
-            )
+            expected = "all photos without labels that the run started with"
+            got = f"a folder without {len(missing)} of {len(only)}, the first '{root / missing[0]}'"
+            raise DataError(expected, got, "put them back, or pass the folder that holds them as --unlabelled")
         photos, others = sorted(only), []
     samples = tuple(Sample(path, UNLABELLED, path) for path in sorted(photos))
     own = inspect_photos(PhotoFolder(root, (), samples), store=InspectionStore(root), progress=progress)
@@ -124,11 +119,9 @@ def find_unlabelled(
                 *(root, counts["held out"], counts["train"], len(readable)),
             )
     if not readable:
-        raise DataError(
-            "readable photos without labels that are not in the data folder as well",
-            f"none of {len(samples)} in '{root}' can be used",
-            "pass a folder with other photos, or leave --unlabelled out",
-        )
+        expected = "readable photos without labels that are not in the data folder as well"
+        got = f"none of {len(samples)} in '{root}' can be used"
+        raise DataError(expected, got, "pass a folder with other photos, or leave --unlabelled out")
     return UnlabelledPhotos(root, readable, fingerprint((), readable, own), phashes_of(readable, own), skipped)
 
 
