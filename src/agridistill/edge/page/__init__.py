@@ -15,7 +15,7 @@ from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from agridistill.app.page_files import RELEASE_NAME
+from agridistill.app.site import RELEASE_NAME
 from agridistill.edge.network import is_loopback
 from agridistill.edge.page.requests import Access, Handler
 from agridistill.edge.page.view import Page
