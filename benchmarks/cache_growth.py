@@ -27,7 +27,7 @@ from agridistill.data.loader import Viewing
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
 from agridistill.teacher_cache import CachedTeacher
-from agridistill.teacher_cache.store import CacheLayout, TeacherCache, map_field
+from agridistill.teacher_cache.store import CacheLayout, TeacherCache
 from agridistill.training.parts import teacher_source
 from agridistill.training.settings import ObjectiveSettings
 
@@ -75,7 +75,7 @@ def filled(folder: Path, layout: CacheLayout, views: int) -> TeacherCache:
         records = layout.blank_records(block.stop - block.start)
         records["seed"], records["logits"] = np.arange(len(records)), rng.normal(size=records["logits"].shape)
         for stride in layout.maps:
-            records[map_field(stride)] = rng.random(records[map_field(stride)].shape, np.float32)
+            records[f"map_s{stride}"] = rng.random(records[f"map_s{stride}"].shape, np.float32)
         cache.write(block, records)
     return cache
 

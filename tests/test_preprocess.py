@@ -21,7 +21,6 @@ from agridistill.preprocess import (
     MAX_SIDE,
     UnreachablePhotoError,
     enough_pixels,
-    normalise,
     photo_size,
     read_photo,
     softmax,
@@ -409,18 +408,6 @@ def test_any_photo_becomes_the_models_size(size: tuple[int, int]) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.flags.writeable
         assert (pixels == (9, 8, 7)).all()
-
-
-def test_normalise_equals_its_formula_pixel_by_pixel() -> None:
-    preprocessing = Preprocessing(4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    pixels = np.stack([noise(4, 5, seed) for seed in range(2)])
-    result = normalise(pixels, preprocessing)
-    assert result.shape == (2, 3, 4, 5)
-    assert result.dtype == np.float32
-    assert result.flags.c_contiguous
-    for n, channel, y, x in np.ndindex(result.shape):
-        expected = (pixels[n, y, x, channel] / 255 - preprocessing.mean[channel]) / preprocessing.std[channel]
-        assert result[n, channel, y, x] == pytest.approx(expected, abs=1e-5)
 
 
 def test_softmax_equals_its_formula_and_sums_to_one() -> None:

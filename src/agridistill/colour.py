@@ -96,7 +96,6 @@ def to_plain(image: Image.Image, stored: StoredForm) -> Image.Image:
     Raises:
         PixelFormatError: the range of the values is unknown, or a fourth band that is not transparency is mixed into
             the colours.
-        ValueError: Pillow cannot convert the mode.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and stored.bits == 16 and not stored.tiff):
         return _from_16_bits(image, stored)
@@ -152,17 +151,11 @@ def _from_16_bits(image: Image.Image, stored: StoredForm) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts an image to sRGB by its colour profile; black stays black and white stays white.
+    """Converts an image of mode RGB, L or CMYK to 8-bit sRGB; black stays black and white stays white.
 
-    The intent is relative colorimetric. Without a usable profile (broken, larger than 4 MB, or for other channels), RGB
-    and grey are taken as sRGB, and CMYK is converted by Pillow's plain formula.
-
-    Args:
-        image: an image of mode RGB, L or CMYK; an RGB image is changed in place.
-        profile: the ICC profile as stored in the file; None if the file has none.
-
-    Returns:
-        An image of mode RGB, 8 bits.
+    The intent is relative colorimetric. Without a usable profile (none, broken, larger than 4 MB, or for other
+    channels), RGB and grey are taken as sRGB, and CMYK is converted by Pillow's plain formula. An RGB image is changed
+    in place.
     """
     transform = None
     if profile and len(profile) <= _MAX_PROFILE_BYTES:
@@ -207,14 +200,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Turns a map of values into colours: blue for 0, grey for 0.5, yellow for 1.
-
-    Args:
-        values: `(H, W)`; values outside 0 to 1 are clipped.
-
-    Returns:
-        `(H, W, 3)` uint8, RGB.
-    """
+    """Turns values `(H, W)`, clipped to 0 to 1, into RGB `(H, W, 3)` uint8: blue for 0, grey for 0.5, yellow for 1."""
     steps = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, steps, [colour[channel] for colour in _COLOURS]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -223,16 +209,9 @@ def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
 def overlaid(
     picture: Image.Image, values: NDArray[Any], *, low: float | None = None, high: float | None = None
 ) -> Image.Image:
-    """Draws a map of values over a picture: yellow for high values, blue for low ones.
+    """Draws a map `(H, W)` of any size and scale over an RGB picture: yellow for high values, blue for low ones.
 
-    Args:
-        picture: an image of mode RGB.
-        values: `(H, W)` of any size and scale; it is scaled to the size of the picture.
-        low: the value that is drawn in blue; None takes the smallest value.
-        high: the value that is drawn in yellow; None takes the largest value.
-
-    Returns:
-        A new RGB image of the picture's size.
+    `low` is drawn in blue, `high` in yellow; None takes the smallest and the largest value.
     """
     values = np.asarray(values, np.float32)
     low = float(values.min()) if low is None else low

@@ -43,14 +43,10 @@ Recipe = dict[str, dict[str, Any]]
 
 
 def read_recipe(recipe: Path | str) -> Recipe:
-    """Reads a recipe and checks the names of its sections and keys.
+    """Reads a recipe, section -> key -> value, and checks the names of its sections and keys.
 
-    Args:
-        recipe: a file, or the name of a shipped recipe ("cpu"); a file with this name in the current folder is
-            preferred to the shipped recipe.
-
-    Returns:
-        Section -> key -> value, as in the file.
+    `recipe` is a file, or the name of a shipped recipe ("cpu"); a file with this name in the current folder is
+    preferred to the shipped recipe.
 
     Raises:
         ConfigError: the recipe does not exist, is not TOML, or has an unknown section or key.
@@ -87,9 +83,6 @@ def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Re
         config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None.
         settings: recipe key ("epochs" or "distill.epochs") -> value; they override `config`.
 
-    Returns:
-        Section -> key -> value; settings that were not given are absent.
-
     Raises:
         ConfigError: `config` has a wrong type or is for another command, or a section or key is unknown.
     """
@@ -116,11 +109,8 @@ def _given_recipe(config: object) -> Recipe:
         }
         _check_document(document, "in the settings")
         return document
-    raise ConfigError(
-        "settings as a config object, a dict of sections or the path of a recipe",
-        described(config),
-        "pass one of these, or single settings as keywords such as epochs=3",
-    )
+    expected = "settings as a config object, a dict of sections or the path of a recipe"
+    raise ConfigError(expected, described(config), "pass one of these, or single settings as keywords such as epochs=3")
 
 
 def _as_plain(value: Any) -> Any:
@@ -144,11 +134,7 @@ def serves(recipe: Recipe, command: str) -> bool:
 
 
 def require_serves(recipe: Recipe, command: str) -> None:
-    """Checks that a recipe has settings for the command, which would otherwise silently use defaults.
-
-    Raises:
-        ConfigError: the recipe has none; the error names the sections that it has.
-    """
+    """Raises a ConfigError if a recipe has no settings for the command, which would otherwise silently use defaults."""
     if serves(recipe, command):
         return
     got = "one with " + ", ".join(f"[{section}]" for section in recipe) if recipe else "an empty one"
@@ -158,17 +144,10 @@ def require_serves(recipe: Recipe, command: str) -> None:
 
 
 def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Recipe:
-    """Returns a copy of the recipe, changed by options `--set key=value`.
+    """Returns a copy of the recipe, changed by options `--set key=value` of "train", "distill" or "compare".
 
-    A key may be written with its section (`section.key`). Otherwise the command's first section with this key is used.
-
-    Args:
-        recipe: section -> key -> value.
-        command: "train", "distill" or "compare".
-        overrides: texts such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
-
-    Raises:
-        ConfigError: a text has no `=`, or its key is unknown.
+    The key may have its section before it, as in "objective.pairs=[{student=32, teacher=32}]"; without one, the
+    command's first section with it is taken. A text without `=` or with an unknown key is a ConfigError.
     """
     located = {}
     for override in overrides:
@@ -180,12 +159,7 @@ def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Re
 
 
 def with_options(recipe: Recipe, options: Mapping[tuple[str, str], Any]) -> Recipe:
-    """Returns a copy of the recipe, changed by command-line options.
-
-    Args:
-        recipe: section -> key -> value.
-        options: (section, key) -> value; None for an option that was not given.
-    """
+    """Returns a copy of the recipe, changed by options (section, key) -> value; None for one that was not given."""
     return _changed(recipe, {place: _as_plain(value) for place, value in options.items() if value is not None})
 
 
@@ -208,17 +182,10 @@ def complete_recipe(
 ) -> tuple[Recipe, str]:
     """Adds the settings that the user did not give: those of a resumed run, else a choice by photos and hardware.
 
-    Args:
-        command: the command that the recipe is for.
-        given: the settings of the user; they are kept.
-        data: the data folder.
-        run: the run folder; read only on a resume.
-        teacher: run folder of the teacher, or None.
-        layout: how the labels of the photos are found; None for class folders.
-        resume: whether an unfinished run is continued.
+    `given` has the settings of the user, which are kept. `run` and `teacher` are run folders; `run` is read only on a
+    resume. With `layout` None, folders are classes.
 
-    Returns:
-        The recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
+    Returns the recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
     """
     if resume:
         stored = run / "recipe.toml"
@@ -245,12 +212,8 @@ def distill_config(recipe: Recipe) -> DistillConfig:
 def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     """Plans the runs of `compare`.
 
-    The settings of a run are the recipe, changed by the run's budget, then by its candidate, then by `overrides`.
-
-    Args:
-        recipe: section -> key -> value, with a section "compare".
-        overrides: texts of `--set`, such as "distill.lr=0.002". Those for [data] and [augmentation] also apply to a
-            teacher that the study trains.
+    The settings of a run are the recipe, changed by the run's budget, then by its candidate, then by `overrides`
+    (texts of `--set`). Those for [data] and [augmentation] also apply to a teacher that the study trains.
 
     Raises:
         ConfigError: a value has a wrong type or is out of range, or a name is unknown.
@@ -267,12 +230,7 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
 def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
     """Plans the trials of `compare --search`: one candidate under one budget, with values chosen by the search.
 
-    Args:
-        recipe: section -> key -> value, with a section "compare" that has a table "search".
-        overrides: texts of `--set`, such as "distill.lr=0.002".
-
-    Raises:
-        ConfigError: a value has a wrong type or is out of range, or a name is unknown.
+    The recipe has a table "search" in its section "compare". Arguments and errors are those of `compare_plan`.
     """
     return plan_search(_section("compare", recipe), partial(_changed_config, recipe), overrides)
 

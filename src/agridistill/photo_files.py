@@ -78,14 +78,7 @@ def suffix_of(name: str) -> str:
 
 
 def is_heic(source: Path | bytes) -> bool:
-    """Returns whether the content of a file is HEIC, whatever its name: some programs name such files `.jpg`.
-
-    Args:
-        source: a file's path, or the bytes of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Returns whether the content of a file or its bytes are HEIC: some programs name such files `.jpg`."""
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
     else:
@@ -135,9 +128,6 @@ class FolderWalk:
 
     It yields "" for the root, then paths such as "sub/folder/": real folders before linked ones, then by name. The
     caller lists each folder and passes its subfolders to `add`. A link to a folder that contains the link is skipped.
-
-    Args:
-        root: the folder to start from.
     """
 
     def __init__(self, root: Path) -> None:
@@ -179,9 +169,6 @@ def subfolders(root: Path) -> list[str]:
 
     Folders that systems create and links that form a loop are left out. A broken link without a suffix is included,
     because it may lead to a class folder on a disk that is not connected.
-
-    Raises:
-        OSError: the folder cannot be listed.
     """
     place = os.path.realpath(root)
 
@@ -200,11 +187,8 @@ def subfolders(root: Path) -> list[str]:
 def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
     """Yields (folder, file names) for a folder and all folders below it, in the order of `FolderWalk`.
 
-    The folder is "" or a path such as "sub/folder/". Hidden files and those that systems create are left out.
-
-    Args:
-        root: the folder to start from.
-        refuse: called with the error if a folder cannot be listed.
+    The folder is "" or a path such as "sub/folder/". Hidden files and those that systems create are left out. `refuse`
+    is called with the error if a folder cannot be listed.
     """
     walk = FolderWalk(root)
     for inside in walk:
@@ -242,9 +226,6 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
 
 def passed_over(names: Sequence[str]) -> str:
     """Describes files that are not photos, with their suffixes and, for HEIC, the command that makes them readable.
-
-    Args:
-        names: names or paths of the files, at least one.
 
     Example:
         >>> passed_over(["rust/notes.txt"])

@@ -1,7 +1,6 @@
 """Converts a photo to the input of a model; evaluation, export, prediction and the agent all use this module.
 
-Reading (`read_photo`) and resizing (`to_pixels`) use Pillow. `normalise` is plain arithmetic, which an exported model
-contains as part of its graph.
+Reading (`read_photo`) and resizing (`to_pixels`) use Pillow.
 """
 
 from __future__ import annotations
@@ -82,12 +81,7 @@ class PhotoCost(NamedTuple):
     held_pixels: int
 
 
-def read_photo(
-    source: Path | bytes,
-    *,
-    shorter_side: int | None = None,
-    own_colours: bool = False,
-) -> Image.Image:
+def read_photo(source: Path | bytes, *, shorter_side: int | None = None, own_colours: bool = False) -> Image.Image:
     """Decodes a photo to an upright RGB image in 8-bit sRGB.
 
     The EXIF orientation is applied. Colours with a profile (such as Display P3, Adobe RGB or CMYK) are converted to
@@ -101,9 +95,6 @@ def read_photo(
             pixels are scaled down, but not below twice this. None decodes at full size.
         own_colours: ignores the colour profile, for callers that only need shapes: converting the colours of a phone
             photo takes longer than decoding it.
-
-    Returns:
-        An image of mode RGB.
 
     Raises:
         UnreachablePhotoError: the file cannot be opened now (permissions, disk, network, memory).
@@ -124,11 +115,7 @@ def read_photo(
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Converts an opened Pillow image as `read_photo` converts a file; returns a new RGB image of the full size.
-
-    Raises:
-        PhotoError: the image cannot be decoded or converted, is empty or too large.
-    """
+    """Converts an opened Pillow image as `read_photo` converts a file; returns a new RGB image of the full size."""
     name = f"a Pillow image of mode {image.mode}"
     with _photo_errors(name):
         if not (image.width and image.height):
@@ -184,30 +171,8 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def normalise(pixels: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Scales pixels to 0 to 1, subtracts the mean of each channel and divides by its standard deviation.
-
-    Args:
-        pixels: `(..., H, W, 3)` uint8.
-
-    Returns:
-        `(..., 3, H, W)` float32.
-    """
-    mean = np.asarray(preprocessing.mean, np.float32)
-    std = np.asarray(preprocessing.std, np.float32)
-    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
-
-
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Computes class probabilities from logits.
-
-    Args:
-        logits: `(..., K)`, for K classes.
-        temperature: divides the logits, above 0; values above 1 make the probabilities more equal.
-
-    Returns:
-        `(..., K)` float64; the last axis sums to 1.
+    """Computes class probabilities `(..., K)` float64 from logits; a temperature above 1 makes them more equal.
 
     Raises:
         ValueError: the temperature is not a positive finite number.
@@ -254,11 +219,9 @@ def _opened(source: Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         if READS_HEIC or not is_heic(source):
             raise
-        raise HeicPhotoError(
-            "a JPEG, PNG, WebP, BMP or TIFF photo",
-            f"{_name(source)} (a HEIC photo, which needs {INSTALL_HEIC})",
-            "install this, or save the photo as JPEG",
-        ) from None
+        expected = "a JPEG, PNG, WebP, BMP or TIFF photo"
+        got = f"{_name(source)} (a HEIC photo, which needs {INSTALL_HEIC})"
+        raise HeicPhotoError(expected, got, "install this, or save the photo as JPEG") from None
 
 
 def _file_size(source: Path | bytes) -> int:

@@ -6,6 +6,7 @@ Only one console, one live display and one process of a run write there, so that
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -49,9 +50,7 @@ def is_first_process(processes: int) -> bool:
     """Returns whether this is the process of a run that prints and writes the run folder: the one with rank 0.
 
     torchrun and Slurm set each process's rank in the environment; Lightning sets it for the processes that it starts.
-
-    Args:
-        processes: number of processes of the run; with 1 the environment is ignored.
+    With one process the environment is ignored.
     """
     return processes == 1 or all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
@@ -65,11 +64,7 @@ def stderr_console() -> Console:
 
 
 def _terminal_copy() -> IO[str] | None:
-    """Opens the terminal of stderr a second time, so that silencing a library does not stop the progress display.
-
-    Returns:
-        The duplicate, or None if stderr is not a terminal.
-    """
+    """Opens the terminal of stderr a second time, so that silencing a library does not stop the progress display."""
     try:
         if sys.stderr is None or not sys.stderr.isatty():
             return None
@@ -105,11 +100,7 @@ def registered_display(display: Display) -> Iterator[None]:
 
 @contextmanager
 def hidden_displays(then: str) -> Iterator[None]:
-    """Hides the registered displays while the block draws another one, because the two would overwrite each other.
-
-    Args:
-        then: label that the displays show after the block: the name of the work that follows.
-    """
+    """Hides the registered displays while the block draws another one; after it, they show the label `then`."""
     hidden = list(_displays)
     for display in hidden:
         display.hide()
@@ -122,11 +113,7 @@ def hidden_displays(then: str) -> Iterator[None]:
 
 @contextmanager
 def captured_output(*descriptors: int) -> Iterator[IO[bytes]]:
-    """Redirects output of the whole process, including that of native code, to a temporary file and yields this file.
-
-    Args:
-        descriptors: `STDOUT`, `STDERR` or both; a closed one is not changed.
-    """
+    """Redirects `STDOUT`, `STDERR` or both of the whole process, also of native code, to a temporary file, yielded."""
     _flush()
     before: dict[int, int] = {}
     with _unnamed_file() as file:
@@ -159,6 +146,19 @@ def stderr_without_lines(start: bytes) -> Iterator[None]:
         with suppress(OSError):
             for line in kept:
                 os.write(STDERR, line)
+
+
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Lets loggers write only errors during the block."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _unnamed_file() -> IO[bytes]:

@@ -27,10 +27,8 @@ except ModuleNotFoundError:  # Windows
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write to; renames this file to `path` on success, removes it on any failure.
 
-    Args:
-        path: the final path; its folder is created if it does not exist.
-        durable: waits until the data is on the disk. False is faster, but a power cut may leave an incomplete file;
-            use it for files whose checksum is verified when they are read.
+    `durable` waits until the data is on the disk. False is faster, but a power cut may leave an incomplete file: use it
+    for files whose checksum is verified when they are read.
 
     Example:
         >>> import tempfile
@@ -41,8 +39,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         'whole'
 
     Raises:
-        IsADirectoryError: the path does not end in a file name (`.`, `..`, `/`).
-        OSError: the disk is full or cannot be written.
+        OSError: the disk is full or cannot be written, or the path does not end in a file name (`.`, `..`, `/`).
     """
     if path.name in ("", ".."):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -114,13 +111,10 @@ if hasattr(os, "register_at_fork"):
 def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the block runs; the system releases it when the process ends, even if it is killed.
 
-    Args:
-        lock: the lock file, created if it does not exist. On a file system without locks, nothing is locked.
-        what: what the lock protects, for the error ("teacher cache").
-        wait: waits until another process or thread releases the lock, instead of raising the error.
+    On a file system without locks, nothing is locked. `wait` waits until another process or thread releases the lock.
 
     Raises:
-        RunError: another process holds the lock.
+        RunError: another process holds the lock; `what` it protects is in the message ("teacher cache").
     """
     with lock.open("ab") as file:
         if fcntl is not None:
@@ -148,10 +142,7 @@ def user_cache() -> Path:
 def require_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
     """Checks that a file or a folder can be written, before anything is computed for it; writes nothing.
 
-    Args:
-        path: the result; neither it nor its parents need to exist.
-        option: the option that gave the path, for the error.
-        folder: whether the result is a folder and not a file.
+    Neither the path nor its parents need to exist. `option` is the option that gave the path.
 
     Raises:
         RunError: the path exists but is of the other kind (file or folder), a parent is a file, or a permission is
@@ -174,22 +165,15 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
 def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str] = (), header: str = "") -> None:
     """Checks that a result file can be written and that it would only replace an earlier result of the same kind.
 
-    Args:
-        path: the result file.
-        option: the option that gave the path, for the error.
-        keys: keys that every JSON result of this kind has; empty for results that are not JSON.
-        header: the text at the beginning of every result of this kind that is not JSON.
+    `keys` are those that every JSON result of this kind has; `header` is the beginning of every other result.
 
     Raises:
         RunError: the path cannot be written (see `require_writable`), or the existing file has other content.
     """
     require_writable(path, option)
     if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
-        raise RunError(
-            f"a new file or an earlier result for {option}",
-            f"'{path}', which is another file",
-            f"choose another {option}",
-        )
+        got = f"'{path}', which is another file"
+        raise RunError(f"a new file or an earlier result for {option}", got, f"choose another {option}")
 
 
 def _is_result(path: Path, keys: Sequence[str], header: str) -> bool:
@@ -218,11 +202,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def json_text(document: Any) -> str:
-    """Converts a document to JSON text that is valid Unicode and ends with a line feed.
-
-    Raises:
-        ValueError: the document contains NaN or infinity, which JSON cannot hold.
-    """
+    """Converts a document to JSON text that is valid Unicode; raises a ValueError for NaN and infinity."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     # Python represents file names that are not UTF-8 by lone surrogates; this writes them as the JSON escapes \\udcXX.
     return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"

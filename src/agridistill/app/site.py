@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import html
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from agridistill.app.engine_files import engine_files, packed_code
-from agridistill.app.page_files import PAGE, RELEASE_NAME, BuiltPage, filled, read_page
+from agridistill.app.engine_files import PinnedPackage, engine_files, packed_code, read_pinned
 from agridistill.app.words import no_words, read_words, words_file
 from agridistill.errors import ConfigError, ModelError, RunError
 from agridistill.manifest import ModelManifest, read_manifest
@@ -36,8 +36,19 @@ _LONGEST_NAME = 40
 _ADDRESSED = re.compile(r"[0-9a-f]{16}-.+")
 # The manifest has the same name in each release, because browsers recognise an installed page by this name.
 _MANIFEST = "app.webmanifest"
-# In the order of writing. The service worker installs a new release on phones, so it is written after its files.
+
+PAGE = Path(__file__).parent / "page"
+"""The folder into which `make web` builds the page; a wheel contains it, too."""
+TEMPLATES = ("index.html", "sw.js", _MANIFEST)
+RELEASE_NAME = "release.json"
+"""Name of the file in a page's folder that lists the files of its release."""
+# In the order of writing: the worker, which brings a new release to phones, comes after all that it asks for.
 _FIXED = (_MANIFEST, "index.html", "sw.js", RELEASE_NAME)
+_PINNED = "runtime.json"
+_NEEDED = (*TEMPLATES, "app.js", "app.css", _PINNED)
+_FILE = re.compile("__FILES_(.+?)__")
+_RELEASE, _NAME = '"__RELEASE__"', "__NAME__"
+_REMEDY = "run make web in a checkout of AgriDistill (needs Node 20), or install a wheel that contains the page"
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,10 @@ def write_site(
     the previous release stay until the next update.
 
     Args:
-        model: an exported file, or the name of a shipped model, of which the file for pages is used.
-        out: the folder.
-        words: a file of words (see `app.words`); None takes the one beside the model, if there is one.
+        model: an exported file, or the name of a shipped model, which is taken in the form for pages.
+        words: a file of words (see `words`); None takes the one beside the model, if there is one.
         name: the name below the icon; None takes the crop that all classes begin with, or the model's name.
         runtime: where the files of the engine are (see `engine_files`); None fetches them once.
-        page: the built page.
         force: also writes into a folder with other files, which stay.
 
     Raises:
@@ -153,11 +162,8 @@ def _release_in(out: Path, *, force: bool) -> dict[str, Any] | None:
             return dict(release)
     if force:
         return {}
-    raise RunError(
-        "a new folder, or one that agridistill app wrote",
-        f"'{out}', which holds other files",
-        "choose another --out, or add --force to write beside them",
-    )
+    remedy = "choose another --out, or add --force to write beside them"
+    raise RunError("a new folder, or one that agridistill app wrote", f"'{out}', which holds other files", remedy)
 
 
 def _checked_model(path: Path) -> tuple[Path, ModelManifest]:
@@ -265,3 +271,45 @@ def _write(
             if _ADDRESSED.fullmatch(path.name) and f"files/{path.name}" not in kept:
                 path.unlink()
     return changed
+
+
+class BuiltPage(NamedTuple):
+    """The page as `make web` built it."""
+
+    templates: dict[str, bytes]  # by their names in `TEMPLATES`
+    files: dict[str, bytes]  # all others, by their paths in the page
+    engines: dict[str, PinnedPackage]  # the packages that run models, by engine; the built page does not contain them
+
+
+def read_page(folder: Path) -> BuiltPage:
+    """Reads the built page; one that is not built completely is a RunError."""
+    missing = next((name for name in _NEEDED if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise RunError("the built phone page", f"no '{missing}' in '{folder}'", _REMEDY)
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    engines = read_pinned(json.loads(files.pop(_PINNED)))
+    return BuiltPage({name: files.pop(name) for name in TEMPLATES}, files, engines)
+
+
+def filled(
+    template: str, content: bytes, paths: Mapping[str, str], name: str, release: Mapping[str, Any] | None = None
+) -> bytes:
+    """Fills the placeholders of a template, whose name says how the name is escaped.
+
+    `paths` has the paths of the release's files by logical name, for `__FILES_<logical>__`; a missing one is a
+    RunError. `name` stands for `__NAME__`, `release` (the content of `release.json`) for the text `"__RELEASE__"`.
+    """
+
+    def path_of(found: re.Match[str]) -> str:
+        if found[1] not in paths:
+            raise RunError("a phone page with all its files", f"no '{found[1]}' for '{template}'", _REMEDY)
+        return paths[found[1]]
+
+    text = _FILE.sub(path_of, content.decode())
+    text = text.replace(_NAME, html.escape(name) if template.endswith(".html") else json.dumps(name)[1:-1])
+    if release is not None:
+        # "</script" in a text would end the script element. JSON's escape for "<" is also valid in JavaScript.
+        text = text.replace(_RELEASE, json.dumps(release).replace("<", "\\u003c"))
+    return text.encode()

@@ -70,8 +70,7 @@ def words_file(model: Path, manifest: ModelManifest) -> Path | None:
 def read_words(path: Path, classes: Sequence[str]) -> dict[str, Any]:
     """Reads a file of words for a model with these classes; returns the page's `words.json`.
 
-    Raises:
-        ConfigError: the file does not exist or is not TOML, a key or a class is unknown, or a text is too long.
+    A ConfigError names an unknown key or class, or a text that is too long.
     """
     table = read_toml(path, "a file of words")
     if not table:
@@ -101,11 +100,7 @@ def _language(code: str, table: Any, classes: Sequence[str], path: Path) -> dict
         "direction": "rtl" if code.split("-")[0] in _RIGHT_TO_LEFT else "ltr",
         "note": words.note,
         "classes": {
-            known[composed(name)]: {
-                "name": each.name or plain_label(name),
-                "look": each.look,
-                "warning": each.warning,
-            }
+            known[composed(name)]: {"name": each.name or plain_label(name), "look": each.look, "warning": each.warning}
             for name, each in words.classes.items()
         },
     }

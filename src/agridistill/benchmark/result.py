@@ -81,10 +81,7 @@ def instructions(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
 def _first_fields(cpuinfo: Path) -> dict[str, str]:
     """Returns the first value of each field in `cpuinfo`: those of the first core and, at the end, of the board."""
     fields: dict[str, str] = {}
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return fields
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else ()
     for line in lines:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
@@ -308,12 +305,8 @@ class BenchmarkResult:
         text = io.StringIO()
         writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        run = {
-            "threads": self.threads,
-            "queries": self.queries,
-            "processor": self.host.processor,
-            "date_utc": self.host.date_utc,
-        }
+        host = {"processor": self.host.processor, "date_utc": self.host.date_utc}
+        run = {"threads": self.threads, "queries": self.queries, **host}
         for model in self.models:
             row = model.to_json() | run
             if model.accuracy is not None:

@@ -168,9 +168,7 @@ def measure(
     """Measures every target in a process of its own (worker); only one worker computes at a time.
 
     Args:
-        targets: the models, each with its engine.
         start: returns a context manager that starts the worker of a target.
-        plan: number of queries and turns.
         interpreter_bytes: peak memory of a bare interpreter, which is subtracted from each model's; None if unknown.
         progress: called with (turns done, turns in total).
 

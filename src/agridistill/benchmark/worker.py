@@ -49,10 +49,7 @@ class Target:
 
 
 def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
-    """Returns the command line of a process that measures a target; it uses the module search path of this process.
-
-    `threads` is the number of threads for one prediction; `photos` are the files to classify.
-    """
+    """Returns the command line of a process that measures a target; it uses the module search path of this process."""
     job = {"model": str(target.model), "engine": target.engine, "threads": threads, "photos": [str(p) for p in photos]}
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark.worker import main; main(sys.argv[1])"
@@ -90,9 +87,7 @@ class Worker:
         self.process_id = process.pid
 
     def ask(self, question: str, **details: Any) -> dict[str, Any]:
-        """Calls a method of `MeasuredModel` in the process: `question` is its name, `details` are its arguments.
-
-        Returns what the method returns.
+        """Calls the method `question` of `MeasuredModel` with the arguments `details` in the process.
 
         Raises:
             AgriDistillError: the method raised this error.
@@ -138,11 +133,7 @@ class MeasuredModel:
         self._energy = EnergyCounter()
 
     def load(self) -> dict[str, Any]:
-        """Loads the model and classifies one photo.
-
-        Returns:
-            `load_s`, the seconds until the model is ready, with the import of the engine.
-        """
+        """Loads the model and classifies one photo; `load_s` includes the import of the engine."""
         start = time.perf_counter()
         if self._engine == TORCH:
             self._predictor = load(self._model)
@@ -180,11 +171,7 @@ class MeasuredModel:
         }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
-        """Times inference on `batches` batches of `batch_size` preprocessed photos, after an untimed batch.
-
-        Returns:
-            `seconds`, the time of all timed batches.
-        """
+        """Times inference on batches of preprocessed photos, after an untimed batch; `seconds` is the time of all."""
         pixels = np.concatenate(list(islice(self._prepared, batch_size)))
         self._predictor.backend.logits(pixels)
         start = time.perf_counter()

@@ -41,8 +41,7 @@ def compare(
     ] = 0,
     evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
     search: Annotated[
-        int,
-        Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, within \\[compare.search]."),
+        int, Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, within \\[compare.search].")
     ] = 0,
     storage: Annotated[
         str | None,

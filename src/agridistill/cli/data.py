@@ -25,8 +25,7 @@ def check(
     data: options.Data,
     labels: options.LabelOptions,
     splits: Annotated[
-        Path | None,
-        Option(help="Also check this split file, made by `data split`: a leaf must be in one part only."),
+        Path | None, Option(help="Also check this split file, made by `data split`: a leaf must be in one part only.")
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -95,16 +95,6 @@ def run_demo(
     A network with ImageNet weights is fine-tuned and exported. A Swin transformer is trained as the teacher, and a
     MobileNetV3 is trained as the student, without and with this teacher. Finished runs in `out` are reused, and
     unfinished ones are resumed. The result is also written to `out/demo.json`.
-
-    Args:
-        out: folder of the demo.
-        leaves_per_class: number of drawn leaves of each class.
-        teacher_epochs: epochs of the teacher.
-        student_epochs: epochs of each student.
-        progress: called with (done, total) while leaves are drawn.
-
-    Raises:
-        AgriDistillError: `out` contains other files.
     """
     from agridistill.data.drawn_leaves import draw_leaves
     from agridistill.data.views import Augmentation

@@ -90,19 +90,11 @@ class CheckResult:
 
 
 def check(
-    root: Path,
-    *,
-    layout: Layout = FOLDERS,
-    split_file: Path | None = None,
-    progress: ProgressCallback = silent,
+    root: Path, *, layout: Layout = FOLDERS, split_file: Path | None = None, progress: ProgressCallback = silent
 ) -> CheckResult:
     """Reads every photo of a data folder and reports problems, such as damaged photos, copies and mixed splits.
 
-    Args:
-        root: the data folder.
-        layout: where the label of each photo comes from; by default, the names of the class folders.
-        split_file: a file that `agridistill data split` wrote; it replaces a split by train/val/test folders.
-        progress: called with (photos read, all photos).
+    `split_file` replaces a split by train/val/test folders. `progress` is called with (photos read, all photos).
 
     Raises:
         DataError: the folder does not exist or has fewer than two classes, or the split file names photos that are not

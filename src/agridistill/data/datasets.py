@@ -91,13 +91,7 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
     Names such as `GHLB Leaf 2.1.jpg` hold the number of the leaf (2). Names such as `RS_HL 4892.jpg` only hold a series
     and a shot number: shots of a class and a series count as one leaf if no gap is larger than `MAX_SHOT_GAP`.
 
-    Args:
-        samples: the photos.
-        classes: the class names; a label is an index into them.
-        leaf_map: the content of `leaf-map.json`; None uses only the names.
-
-    Returns:
-        `Sample.path` -> leaf id, without the photos whose file names are not those of PlantVillage.
+    Returns `Sample.path` -> leaf id, without the photos whose file names are not those of PlantVillage.
     """
     names: dict[str, _Name] = {}
     mapped: dict[str, list[str]] = {}
@@ -146,17 +140,18 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     if path is None:
         return None
 
+    remedy = "restore or remove the file"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", "restore or remove the file") from None
+        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", remedy) from None
     if not isinstance(raw, dict):
-        raise DataError('a JSON object {"name": ["id"]}', f"something else in '{path}'", "restore or remove the file")
+        raise DataError('a JSON object {"name": ["id"]}', f"something else in '{path}'", remedy)
     leaf_map: dict[str, tuple[str, ...]] = {}
     for key, value in raw.items():
         entries = [value] if isinstance(value, str) else value
         if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", "restore or remove the file")
+            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", remedy)
         leaf_map[" ".join(key.lower().split())] = tuple(entries)
     return leaf_map
 
@@ -187,23 +182,17 @@ DATASETS: Mapping[str, Dataset] = {
         leaf_map=LEAF_MAP_NAME,
         photo_root="color",
         other_roots=frozenset({"grayscale", "segmented"}),
-    ),
+    )
 }
 
 
 def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
     """Finds photos of the same leaf by their file names, for photos of the data sets in `DATASETS`.
 
-    Args:
-        root: the data folder. If it or its parent holds the leaf map of a data set (`leaf-map.json`), this is used too.
-        samples: the photos.
-        classes: the class names; a label is an index into them.
+    If `root`, the data folder, or its parent holds the leaf map of a data set (`leaf-map.json`), this is used too.
+    Returns `Sample.path` -> leaf id, without the photos whose file names are not those of a data set.
 
-    Returns:
-        `Sample.path` -> leaf id, without the photos whose file names are not those of a data set.
-
-    Raises:
-        DataError: a leaf map is damaged.
+    Raises a DataError if a leaf map is damaged.
     """
     found: dict[str, str] = {}
     for dataset in DATASETS.values():

@@ -21,16 +21,10 @@ _JPEG_QUALITY = 90
 def draw_leaf(
     class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
 ) -> Image.Image:
-    """Draws an artificial photo of a leaf.
+    """Draws an artificial photo of a leaf of a class in `CLASSES`, with a side of at least 32 pixels.
 
-    Args:
-        class_name: one of `CLASSES`: "healthy" or a disease.
-        rng_leaf: random numbers for outline, colour, veins and lesions; the same ones draw the same leaf.
-        rng_shot: random numbers for position, light, background and camera.
-        image_size: height and width of the photo, at least 32 pixels.
-
-    Returns:
-        An RGB image.
+    `rng_leaf` gives outline, colour, veins and lesions: the same numbers draw the same leaf. `rng_shot` gives position,
+    light, background and camera.
 
     Example:
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
@@ -48,21 +42,15 @@ def draw_leaves(
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Writes a data folder of artificial leaf photos, with one folder for each class.
+    """Writes a data folder of artificial leaf photos, with one folder for each class, and returns `out`.
 
     Files have names like those of PlantVillage, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from
     1. More leaves or shots add photos and do not change the others. If writing fails, no folder is created.
 
     Args:
         out: the folder to write; it must not exist, or must be empty.
-        leaves_per_class: number of leaves of each class, at least 1.
-        shots_per_leaf: photos of each leaf, at least 1.
         image_size: height and width of a photo, in pixels, at least 32.
-        seed: seed of all photos, at least 0.
         progress: called with (photos written, photos to write).
-
-    Returns:
-        The folder `out`.
     """
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
     done = 0
@@ -98,14 +86,9 @@ def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -
 
 
 def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
-    """Draws a photo of a leaf.
+    """Draws an RGB photo of a leaf on a square canvas of `size` pixels; its side has `size / 2` pixels.
 
-    Args:
-        leaf: the leaf, on a square canvas of `size` pixels.
-        rng: random numbers for position, light, background and camera.
-
-    Returns:
-        An RGB image with a side of `size / 2` pixels; scaling the canvas down makes edges smooth.
+    Scaling the canvas down makes edges smooth. `rng` gives position, light, background and camera.
     """
     size = len(leaf.mask)
     pose, light = _Pose.random(rng), _Light.random(rng)

@@ -89,9 +89,7 @@ def fetch_dataset(
         progress: called with (done, total) for each stage: bytes downloaded, then files unpacked, then photos read.
 
     Raises:
-        FetchError: `out` is not empty, the download fails, the archive is damaged or unsafe, or it lacks photos of a
-            class.
-        OSError: the disk is full or cannot be written.
+        FetchError: `out` is not empty, or the archive is unreachable, damaged, unsafe or without photos of a class.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FetchError("a new or empty folder", f"'{out}', which is not empty", "choose another --out")
@@ -115,22 +113,19 @@ def fetch_dataset(
 
 def _split_source(source: str) -> tuple[str, str | None]:
     """Splits `ADDRESS#sha256=HEX` into the address and the sha256; the latter is None if it is not given."""
-    address, mark, digits = source.rpartition("#sha256=")
-    if not mark:
-        return source, None
-    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
+    address, mark, digits = source.partition("#sha256=")
+    if mark and not re.fullmatch("[0-9a-fA-F]{64}", digits):
         raise FetchError("64 hex digits after '#sha256='", f"'{digits}'", "correct --source")
-    return address, digits
+    return address, digits or None
 
 
 def _verified(archive: Path, expected: str | None, source: str) -> str:
     """Returns the sha256 of an archive, which must be the expected one unless that is None."""
     found = sha256_of(archive)
     if expected is not None and found != expected.lower():
+        got = f"the sha256 {found[:12]}… of '{source}'"
         raise FetchError(
-            f"an archive with the sha256 {expected[:12]}…",
-            f"the sha256 {found[:12]}… of '{source}'",
-            "check --source and get the archive again",
+            f"an archive with the sha256 {expected[:12]}…", got, "check --source and get the archive again"
         )
     return found
 
@@ -190,18 +185,15 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
     missing = [name for name in dataset.classes if not counts[name]]
     if missing:
         got = f"none of {', '.join(missing)}" if counts else "none of them"
-        raise FetchError(
-            f"photos of the {len(dataset.classes)} classes of {dataset.title}",
-            f"{got} in '{archive.name}'",
-            "pass the archive of this data set as --source",
-        )
+        expected = f"photos of the {len(dataset.classes)} classes of {dataset.title}"
+        raise FetchError(expected, f"{got} in '{archive.name}'", "pass the archive of this data set as --source")
     if leaf_maps:
         places[min(leaf_maps, key=lambda name: (name.count("/"), name))] = PurePosixPath(dataset.leaf_map)
     return places
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
-    """Downloads an archive over HTTP; an interrupted download starts again, `ATTEMPTS` times in all.
+    """Downloads an archive over HTTP and returns its sha256; an interrupted download starts again.
 
     Args:
         url: an http or https address.
@@ -209,13 +201,8 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: Pro
         sha256: the expected sha256 of the file, in hex; None accepts any content.
         progress: called with (bytes received, bytes of the whole file); the latter is 0 if the server does not send it.
 
-    Returns:
-        The sha256 of the file.
-
     Raises:
-        FetchError: the address is not one of http(s), the server does not send the whole file, or the file exceeds
-            `MAX_DOWNLOAD_BYTES` or has another sha256.
-        OSError: the disk is full or cannot be written.
+        FetchError: the server does not send the whole file, or it exceeds `MAX_DOWNLOAD_BYTES` or has another sha256.
     """
     _require_http(url)
     for attempt in range(ATTEMPTS):
@@ -240,11 +227,10 @@ def _without_secrets(url: str) -> str:
 def _require_http(url: str) -> None:
     try:
         parts = urlsplit(url)
-        url.encode("ascii")
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
-    if not usable or " " in url:
+    if not usable or " " in url or not url.isascii():
         scheme = url.split("://")[0]
         got = f"one that starts with '{scheme}://'" if scheme not in ("http", "https") else "one that cannot be parsed"
         raise FetchError("an http or https address", got, "correct --source or pass a local archive")
@@ -267,11 +253,8 @@ def _receive(url: str, file: IO[bytes], progress: ProgressCallback) -> None:
             file.write(chunk)
             done += len(chunk)
             progress(done, total)
-    raise FetchError(
-        f"an archive of at most {MAX_DOWNLOAD_BYTES:,} bytes",
-        f"a larger one from '{_without_secrets(url)}'",
-        "pass another --source",
-    )
+    got = f"a larger one from '{_without_secrets(url)}'"
+    raise FetchError(f"an archive of at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "pass another --source")
 
 
 def _response(url: str) -> http.client.HTTPResponse:
@@ -297,12 +280,7 @@ class _Member(NamedTuple):
 
 
 def list_files(archive: Path) -> list[str]:
-    """Returns the names of all files in a .zip or .tar archive, with forward slashes.
-
-    Raises:
-        FetchError: the file is not an archive, is damaged or encrypted, has too many files, or contains a path that is
-            absolute or has "..".
-    """
+    """Returns the names of all files in a .zip or .tar archive, with forward slashes; refuses it as `unpack` does."""
     with _members(archive) as members:
         return [member.name for member in members]
 
@@ -319,7 +297,8 @@ def unpack(
         progress: called with (files unpacked, files to unpack).
 
     Raises:
-        FetchError: the archive is damaged, encrypted or too large, or a file to unpack is a link or a device.
+        FetchError: the archive is damaged, encrypted or too large, has a path that is absolute or contains "..", or a
+            file to unpack is a link or a device.
     """
     written: set[PurePosixPath] = set()
     room = MAX_TOTAL_BYTES

@@ -71,9 +71,7 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
 
     Args:
         root: the data folder.
-        nested: which folders are classes. True: each folder with photos, named by its path ("Tomato/Late blight").
-            False: each folder of the first level, with all photos below it. None: as False, but a DataError if the
-            folders below are probably classes themselves.
+        nested: which folders are classes; see `labels.Layout`.
         min_classes: the smallest allowed number of classes.
 
     Raises:
@@ -91,11 +89,7 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
 
 
 def require_folder(root: Path) -> None:
-    """Checks that a data folder exists and can be read.
-
-    Raises:
-        DataError: the folder does not exist, is a file, or cannot be read.
-    """
+    """Checks that a data folder exists and can be read; otherwise raises a DataError."""
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
@@ -109,25 +103,15 @@ def require_folder(root: Path) -> None:
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
-    """Checks that results are not written into the data folder, where the folder of the results would become a class.
+    """Raises a DataError if results would be written into the data folder, where their folder would become a class.
 
-    A hidden folder or file (such as `.cache`) is allowed there, because `scan` skips it.
-
-    Args:
-        path: the path of the results.
-        root: the data folder.
-        option: the command-line option that gave the path; the error names it.
-
-    Raises:
-        DataError: the path is in the data folder and not hidden.
+    A hidden folder or file (such as `.cache`) is allowed there, because `scan` skips it. `option` is the command-line
+    option that gave the path.
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
-        raise DataError(
-            f"{option} outside the data folder, because each folder in it is a class",
-            f"'{path}' in '{root}'",
-            f"choose another {option}",
-        )
+        expected = f"{option} outside the data folder, because each folder in it is a class"
+        raise DataError(expected, f"'{path}' in '{root}'", f"choose another {option}")
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
@@ -141,11 +125,8 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     if not found or (others and len(found) == 1 and len(named) == 1):
         return None
     if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
-        raise DataError(
-            "class folders in the train folder",
-            f"photos without class folders in '{root / train[0]}'",
-            labels_remedy(root),
-        )
+        got = f"photos without class folders in '{root / train[0]}'"
+        raise DataError("class folders in the train folder", got, labels_remedy(root))
     for split, names in found.items():
         if len(names) > 1:
             raise DataError(
@@ -155,18 +136,13 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     if not train:
         if others or len(splits) == 1:
             return None
-        raise DataError(
-            "a train folder next to the val and test folders",
-            f"none in '{root}'",
-            f"add it, or pass a folder that holds class folders, such as '{root / splits['test']}'",
-        )
+        remedy = f"add it, or pass a folder that holds class folders, such as '{root / splits['test']}'"
+        raise DataError("a train folder next to the val and test folders", f"none in '{root}'", remedy)
     if others:
         beside = " and ".join(f"'{name}'" for name in sorted(named))
-        raise DataError(
-            "only class folders, or only train, val and test folders that hold them",
-            f"'{others[0]}' next to {beside} in '{root}'",
-            f"move '{others[0]}' away, or pass the folder that holds the class folders",
-        )
+        expected = "only class folders, or only train, val and test folders that hold them"
+        got = f"'{others[0]}' next to {beside} in '{root}'"
+        raise DataError(expected, got, f"move '{others[0]}' away, or pass the folder that holds the class folders")
     return splits
 
 
@@ -289,17 +265,9 @@ def _loose_photos(root: Path, folder: str) -> list[str]:
 
 
 def files_in(root: Path, folder: str = "") -> tuple[list[str], list[str]]:
-    """Lists all files in a folder and its subfolders.
+    """Lists the photos and the other files in a folder and its subfolders, with paths relative to `root`.
 
-    Args:
-        root: the data folder.
-        folder: the folder to list, relative to `root`; "" for `root` itself.
-
-    Returns:
-        Two lists of paths relative to `root`: the photos, and the other files.
-
-    Raises:
-        DataError: a folder cannot be listed.
+    `folder` is relative to `root` as well; "" means `root` itself. Raises a DataError if a folder cannot be listed.
     """
     start = f"{folder}/" if folder else ""
     photos: list[str] = []

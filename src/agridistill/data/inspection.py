@@ -122,12 +122,8 @@ def inspect_photos(
     Photos with more than `MAX_PIXELS` pixels are not decoded; their records have an error.
 
     Args:
-        folder: the result of `scan` or `read_layout`.
         store: the records of earlier calls; photos that have not changed are not read again. None reads every photo.
         progress: called with (photos read, all photos), in the calling thread.
-
-    Returns:
-        `Sample.path` -> record, for every sample; the record of an unreadable photo has an error.
     """
     paths = [sample.path for sample in folder.samples]
     found = {path: store.find(path) for path in paths} if store is not None else {}
@@ -181,10 +177,7 @@ def inspect_photo(path: Path) -> PhotoRecord:
 def usable_samples(
     folder: PhotoFolder, inspection: Inspection
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
-    """Separates the readable photos of a folder from the unreadable ones.
-
-    Returns:
-        The readable samples, and a pair (path, reason) for each unreadable one.
+    """Returns the readable samples of a folder, and a pair (path, reason) for each unreadable one.
 
     Raises:
         DataError: more than 5 % of the photos are unreadable, or a class has no readable photo.
@@ -211,13 +204,7 @@ def usable_samples(
 
 
 def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: Inspection) -> str:
-    """Computes a sha256 that identifies a data set.
-
-    It depends on the classes and on the path, label and content of each photo, but not on the order of the samples.
-
-    Returns:
-        64 hex digits.
-    """
+    """Computes a sha256, in hex, over the classes and the path, label and content of each photo, in any order."""
     rows = sorted((sample.path, sample.label, inspection[sample.path].digest) for sample in samples)
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for row in rows:

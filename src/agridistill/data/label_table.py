@@ -44,12 +44,7 @@ class LabelTable:
     rows: list[tuple[int, list[str]]]  # (line number in the file, cells)
 
     def values(self, column: int, most: int | None = None) -> list[str]:
-        """Returns the cells of a column without spaces at their ends.
-
-        Args:
-            column: number of the column, from 0.
-            most: number of rows to read, from the first one; None reads all.
-        """
+        """Returns the first `most` cells (None: all) of a column, from 0, without spaces at their ends."""
         return [cells[column].strip() for _, cells in self.rows[:most]]
 
 
@@ -91,11 +86,8 @@ def read_table(file: Path) -> LabelTable:
         # Some programs drop empty cells at the end of a row, or write a separator after the last cell.
         cells += [""] * (len(header) - len(cells))
         if any(cell.strip() for cell in cells[len(header) :]):
-            raise DataError(
-                f"{len(header)} cells in each row",
-                f"{len(cells)} in line {line} of '{file}'",
-                "put quotes around cells that contain the separator",
-            )
+            remedy = "put quotes around cells that contain the separator"
+            raise DataError(f"{len(header)} cells in each row", f"{len(cells)} in line {line} of '{file}'", remedy)
     return _with_labels(LabelTable(file, header, lines[1:]))
 
 
@@ -117,15 +109,10 @@ def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
 
 
 def find_columns(table: LabelTable, wanted: Sequence[str], finder: PhotoFinder) -> tuple[int, int, int | None]:
-    """Finds the columns that hold the photos, the labels and the splits.
+    """Returns the numbers, from 0, of the columns that hold the photos, the labels and (None without any) the splits.
 
-    Args:
-        table: the content of the file.
-        wanted: the names of the two or three columns; if empty, usual names (such as "image" and "label") are searched.
-        finder: the photos; of several columns with usual names, the one that names most of them is used.
-
-    Returns:
-        The numbers of the three columns, from 0; the last one is None if there is no column of splits.
+    `wanted` has the names of the two or three columns; if it is empty, usual names (such as "image" and "label") are
+    searched. Of several columns with usual names, the one that names most photos of `finder` is used.
 
     Raises:
         DataError: a wanted column does not exist, no column has a usual name, or several columns have different labels.
@@ -176,18 +163,10 @@ def are_numbers(values: Iterable[str]) -> bool:
 
 
 def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | None:
-    """Reads the split of each row from a column.
-
-    Args:
-        table: the content of the file.
-        column: number of the column, from 0.
-        named: whether the user gave the name of the column; a column without splits is then an error.
-
-    Returns:
-        "train", "val" or "test" for each row; None if no cell names a split, as in a column of fold numbers.
+    """Reads "train", "val" or "test" for each row from a column; None if no cell names a split, as with fold numbers.
 
     Raises:
-        DataError: only some cells name a split, or none in a column that the user named.
+        DataError: only some cells name a split, or none in a column that the user named (`named`).
     """
     values = table.values(column)
     meant = {value: split_named(value) for value in set(values)}
@@ -195,26 +174,19 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
         return None
     for (line, _), value in zip(table.rows, values, strict=True):
         if meant[value] is None:
-            raise DataError(
-                f"train, val or test in column '{table.header[column]}'",
-                f"'{value}' in line {line} of '{table.path}'",
-                "correct the cell, or ignore the column with --label-columns IMAGE,LABEL",
-            )
+            expected = f"train, val or test in column '{table.header[column]}'"
+            got = f"'{value}' in line {line} of '{table.path}'"
+            raise DataError(expected, got, "correct the cell, or ignore the column with --label-columns IMAGE,LABEL")
     known = [split for split in meant.values() if split is not None]
     evaluation = resolved_evaluation(known)
     return [evaluation if meant[value] == "eval" else meant[value] or "" for value in values]
 
 
 class PhotoFinder:
-    """Finds the photo that a cell of a label file names.
+    """Finds the photo that a cell of a label file names, among `paths` relative to the data folder `root`.
 
     A cell may be a path from the data folder or from the folder of the label file, the end of a path, a file name, or
     a file name without suffix.
-
-    Args:
-        root: the data folder.
-        file: the label file.
-        paths: the paths of all photos, relative to the data folder.
     """
 
     def __init__(self, root: Path, file: Path, paths: Iterable[str]) -> None:
@@ -238,15 +210,10 @@ class PhotoFinder:
         return sum(bool(self.candidates(cell, one_folder=one_folder)) for cell in cells)
 
     def find(self, cell: str, line: int, *, one_folder: bool) -> str | None:
-        """Returns the path of the photo that a cell names; None if there is no such photo.
+        """Returns the path of the photo that the cell in a line of the file names; None if there is no such photo.
 
-        Args:
-            cell: the text of the cell.
-            line: its line number in the file, which the error names.
-            one_folder: the result of `name_one_folder` for all cells of the column.
-
-        Raises:
-            DataError: the cell fits several photos equally well.
+        `one_folder` is the result of `name_one_folder` for all cells of the column. Raises a DataError if the cell fits
+        several photos equally well.
         """
         fitting = self.candidates(cell, one_folder=one_folder)
         # If names differ only in capitals, the exact one is taken.
@@ -261,12 +228,7 @@ class PhotoFinder:
         return fitting[0] if fitting else None
 
     def candidates(self, cell: str, *, one_folder: bool = True) -> list[str]:
-        """Returns the paths of the photos that fit a cell best; several if they fit equally well, none if none fits.
-
-        Args:
-            cell: the text of the cell.
-            one_folder: the result of `name_one_folder` for all cells of the column.
-        """
+        """Returns the paths of the photos that fit a cell best; several if they fit equally well, none if none fits."""
         keys = _keys(cell)
         if not keys:
             return []

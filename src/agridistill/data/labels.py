@@ -82,10 +82,7 @@ FOLDERS = Layout()
 
 
 def to_layout(label_file: object, label_columns: object, nested: object) -> Layout | None:
-    """Checks the arguments `label_file`, `label_columns` and `nested` of a Python call and builds a layout from them.
-
-    Returns:
-        The layout; None if all arguments have their defaults (None, empty, None).
+    """Builds a layout from the arguments of a Python call; None if all have their defaults (None, empty, None).
 
     Raises:
         ConfigError: an argument has a wrong type, or two arguments exclude each other.
@@ -102,16 +99,7 @@ def to_layout(label_file: object, label_columns: object, nested: object) -> Layo
 
 
 def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -> PhotoFolder:
-    """Lists the photos of a data folder with their labels.
-
-    Args:
-        root: the data folder.
-        layout: where the label of each photo comes from.
-        min_classes: the smallest allowed number of classes.
-
-    Raises:
-        DataError: the folder or the label file cannot be used; see `scan` and `scan_labelled`.
-    """
+    """Lists the photos of a data folder with their labels; errors are those of `scan` and `scan_labelled`."""
     if layout.label_file is not None:
         return scan_labelled(root, layout.label_file, layout.label_columns, min_classes=min_classes)
     return scan(root, nested=layout.nested, min_classes=min_classes)
@@ -123,12 +111,6 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     A row names its photo by a path (relative to the data folder or to the label file), by the end of a path, by the
     file name, or by the file name without suffix. Photos without a row or with an empty label are not used. The split
     comes from a column, or else from train, val and test folders.
-
-    Args:
-        root: the data folder.
-        file: the label file, a CSV or TSV; see `read_table`.
-        columns: names of the columns of photos, labels and (optionally) splits; if empty, usual names are searched.
-        min_classes: the smallest allowed number of classes.
 
     Raises:
         DataError: the folder or the file cannot be used, a photo has two labels or splits, there are too few classes,
@@ -152,22 +134,15 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     labelled = _row_of_photo(table, rows)
     classes = tuple(sorted({row.label for row in labelled.values()}))
     if len(classes) < min_classes:
-        raise DataError(
-            "at least two classes" if min_classes > 1 else "labels",
-            f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'",
-            NAME_COLUMNS,
-        )
+        got = f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'"
+        raise DataError("at least two classes" if min_classes > 1 else "labels", got, NAME_COLUMNS)
     index_of = {name: index for index, name in enumerate(classes)}
     in_column = {path: row.split for path, row in labelled.items() if row.split is not None}
     by_folders = _split_by_folders(labelled) if not in_column else {}
     find_other = PhotoFinder(root, file, others)
     unread = {path for _, cell in absent for path in find_other.candidates(cell)[:1]}
-    problems = []
-    if absent:
-        count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
-        problems.append(
-            f"{count} of '{file}' without a photo that exists and can be read, the first '{cell}' (line {line})"
-        )
+    count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
+    problem = f"{count} of '{file}' without a photo that exists and can be read, the first '{cell}' (line {line})"
     return PhotoFolder(
         root,
         classes,
@@ -175,7 +150,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
         in_column or by_folders or None,
         tuple(sorted(unread)),
         unlabelled=tuple(sorted(path for path in photos if path not in labelled)),
-        problems=tuple(problems),
+        problems=(problem,) if absent else (),
         alike_names=alike_names(classes),
         notes=tuple(_notes(table, (image, label, split), len(rows) - len(labelled), classes, used=splits is not None)),
         in_split_folders=bool(by_folders),
@@ -215,11 +190,8 @@ def _row_of_photo(table: LabelTable, rows: Iterable[_Row]) -> dict[str, _Row]:
         before = of_photo.setdefault(row.path, row)
         for what, old, new in (("label", before.label, row.label), ("split", before.split, row.split)):
             if old != new:
-                raise DataError(
-                    f"one {what} for each photo",
-                    f"'{old}' and '{new}' for '{row.path}' in lines {before.line} and {row.line} of '{table.path}'",
-                    "correct the file",
-                )
+                got = f"'{old}' and '{new}' for '{row.path}' in lines {before.line} and {row.line} of '{table.path}'"
+                raise DataError(f"one {what} for each photo", got, "correct the file")
     return {path: row for path, row in of_photo.items() if row.label}
 
 

@@ -88,7 +88,7 @@ class _Photo(NamedTuple):
 
 
 def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
-    """Gives each sample a leaf id; photos that may show the same leaf get the same id.
+    """Gives each of the readable samples a leaf id; photos that may show the same leaf get the same id.
 
     Two photos get the same id if
 
@@ -96,14 +96,6 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     - they are identical files, or copies of one photo, also flipped, turned or scaled (`copy_groups`);
     - they have one label and names of copies that augmentation tools made from one photo (`sibling_groups`);
     - they have one label and look alike (`near_groups`), unless the first rule applies to both.
-
-    Args:
-        folder: the result of `scan` or `read_layout`.
-        samples: the readable photos of this folder.
-        inspection: the result of `inspect_photos`.
-
-    Returns:
-        The samples in the same order, with leaf ids.
 
     Raises:
         DataError: `leaf-map.json` is damaged.
@@ -130,14 +122,10 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
 
 
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
-    """Finds photos of one class that an augmentation tool made from the same photo, by their file names.
+    """Finds groups of photos of one class that an augmentation tool made from the same photo, by their file names.
 
-    Args:
-        samples: the photos; only their paths and labels are used.
-        split_folders: whether the first folder of each path is a train, val or test folder.
-
-    Returns:
-        Groups of two or more paths; a group includes the original photo if it exists.
+    A group includes the original photo if it exists. With `split_folders`, the first folder of each path is a train,
+    val or test folder.
     """
     photos = [_photo(sample, split_folders) for sample in samples]
     plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
@@ -171,13 +159,9 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Finds photos that an augmentation tool made from an unknown original, by names such as `aug_0_1234.jpg`.
+    """Returns the paths of photos that an augmentation tool made from an unknown original, such as `aug_0_1234.jpg`.
 
-    Args:
-        samples: the photos, with the leaf ids of `assign_leaf_ids`.
-
-    Returns:
-        The paths of these photos.
+    The samples have the leaf ids of `assign_leaf_ids`.
     """
     chosen = tuple(samples)
     numbered = [sample for sample in chosen if _is_numbered(_stem(sample.path))]

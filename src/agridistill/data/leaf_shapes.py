@@ -31,12 +31,9 @@ class Leaf:
 
 
 def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
-    """Draws a healthy leaf with a random shape and a random shade of green.
+    """Draws a healthy leaf with a random shape and a random shade of green, on a canvas of `size` pixels.
 
-    Args:
-        rng: source of the random numbers.
-        size: height and width of the canvas, in pixels.
-        curl: from 0 for a flat leaf to 1 for a narrow, rolled and twisted one.
+    `curl` is from 0 for a flat leaf to 1 for a narrow, rolled and twisted one.
     """
     axis, sides, tooth_tips = _skeleton(rng, curl)
     outline = np.concatenate([sides[0], sides[1][::-1]])
@@ -54,16 +51,9 @@ def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
 
 
 def noise(rng: np.random.Generator, size: int, cells: float, *, stretch: float = 1.0) -> Floats:
-    """Makes a random pattern of smooth bumps, with a mean of about 0 and a standard deviation of about 1.
+    """Makes a random pattern `(size, size)` of smooth bumps, with a mean of about 0 and a deviation of about 1.
 
-    Args:
-        rng: source of the random numbers.
-        size: height and width of the pattern, in pixels.
-        cells: number of bumps from left to right.
-        stretch: height of a bump, divided by its width.
-
-    Returns:
-        A float32 array `(size, size)`.
+    `cells` is the number of bumps from left to right, `stretch` the height of a bump divided by its width.
     """
     columns, rows = max(2, round(cells)), max(2, round(cells / stretch))
     coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
@@ -77,13 +67,7 @@ def ramp(values: Floats, low: float, high: float) -> Floats:
 
 
 def blend(colour: Floats, other: Floats | Iterable[float], share: Floats) -> Floats:
-    """Mixes colours pixel by pixel: the result is `colour` where `share` is 0, and `other` where it is 1.
-
-    Args:
-        colour: `(size, size, 3)`, from 0 to 1.
-        other: `(size, size, 3)`, or three values for all pixels.
-        share: `(size, size)`, from 0 to 1.
-    """
+    """Mixes colours `(size, size, 3)` or `(3,)`: gives `colour` where `share` is 0, and `other` where it is 1."""
     target = np.asarray(other, np.float32)
     return np.asarray(colour + (target - colour) * share[..., None], np.float32)
 
@@ -111,15 +95,7 @@ def grid(size: int) -> tuple[Floats, Floats]:
 
 
 def filled(polygons: Iterable[Points], size: int) -> Floats:
-    """Draws filled polygons with smooth edges.
-
-    Args:
-        polygons: for each polygon, its corners `(n, 2)` in canvas coordinates from -1 to 1.
-        size: height and width of the canvas, in pixels.
-
-    Returns:
-        A float32 array `(size, size)`, 1 inside the polygons and 0 outside.
-    """
+    """Draws polygons with smooth edges: 1 inside, 0 outside; the corners `(n, 2)` are canvas coordinates -1 to 1."""
     image = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(image)
     for polygon in polygons:

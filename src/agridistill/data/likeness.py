@@ -65,13 +65,7 @@ Pairs = Iterator[tuple[Indices, Indices]]
 def merge_groups(items: Iterable[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:
     """Merges groups that have an item in common, directly or through other groups.
 
-    Args:
-        items: all items, each once.
-        groups: groups of items, which may overlap.
-
-    Returns:
-        Disjoint groups that contain all items (some groups have a single item), in the order of `items`.
-
+    Returns disjoint groups that contain all `items` (some groups have a single item), in their order.
     Example:
         >>> merge_groups("abcd", ["ac", "cd"])
         [['a', 'c', 'd'], ['b']]
@@ -86,57 +80,34 @@ def merge_groups(items: Iterable[str], groups: Iterable[Sequence[str]]) -> list[
 
 
 def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
-    """Finds identical files.
-
-    Args:
-        digests: path -> digest of the file's content.
-
-    Returns:
-        Sorted groups of two or more paths with equal digests.
-    """
+    """Returns sorted groups of two or more paths of identical files, which have equal digests."""
     return [paths for paths in _paths_of_values(digests).values() if len(paths) > 1]
 
 
 def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
-    """Finds photos that look alike, because their perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits.
+    """Returns sorted groups of photos whose 64-bit perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits.
 
-    Args:
-        hashes: path -> 64-bit perceptual hash.
-
-    Returns:
-        Sorted groups of two or more paths. Two photos of a group may be similar only through other photos of it.
+    Two photos of a group may be similar only through other photos of it.
     """
     paths_of = _paths_of_values(hashes)
     return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Finds copies of one photo, also if they are flipped, turned, scaled or recompressed.
+    """Returns sorted groups of copies of one photo, also if they are flipped, turned, scaled or recompressed.
 
-    Two photos are copies if their fingerprints differ in at most `COPY_BITS` bits after one of the eight turns and
-    flips.
-
-    Args:
-        looks: path -> fingerprint, as `look_of` returns it.
-
-    Returns:
-        Sorted groups of two or more paths.
+    Two photos are copies if their fingerprints (`look_of`) differ in at most `COPY_BITS` bits after one of the eight
+    turns and flips.
     """
     paths_of = _paths_of_values(looks)
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))
 
 
 def near_pairs(values: NDArray[np.uint64]) -> Pairs:
-    """Finds the pairs of hashes that differ in at most `NEAR_DUPLICATE_BITS` bits.
+    """Yields the indices of pairs of 64-bit hashes `(N,)` that differ in at most `NEAR_DUPLICATE_BITS` bits.
 
     If two hashes differ in at most 7 bits, one of their four 16-bit bands differs in at most one bit. Only hashes with
     such a band are compared. A pair may be yielded several times.
-
-    Args:
-        values: `(N,)` 64-bit hashes.
-
-    Yields:
-        Two arrays with the indices of the first and the second hash of each pair.
     """
     masks = [np.uint64(0), *(np.uint64(1 << bit) for bit in range(_BAND_BITS))]
     for band in range(64 // _BAND_BITS):
@@ -150,13 +121,9 @@ def near_pairs(values: NDArray[np.uint64]) -> Pairs:
 
 
 def look_of(pixels: Image.Image) -> str | None:
-    """Computes the fingerprint of a photo: the signs of its lowest 16 x 16 cosine coefficients.
+    """Computes the fingerprint of a photo of 32 x 32 grey pixels: the signs of its lowest 16 x 16 cosine coefficients.
 
-    Args:
-        pixels: the photo, scaled to 32 x 32 grey pixels.
-
-    Returns:
-        256 bits as 64 hex digits; None if the photo has almost no contrast.
+    Returns 256 bits as 64 hex digits; None if the photo has almost no contrast.
     """
     low, high = cast("tuple[int, int]", pixels.getextrema())
     if high - low < _MIN_CONTRAST:
@@ -165,13 +132,9 @@ def look_of(pixels: Image.Image) -> str | None:
 
 
 def turns(looks: Iterable[str]) -> Iterator[NDArray[np.bool_]]:
-    """Computes the fingerprints that N photos would have after each of the eight turns and flips.
+    """Yields the fingerprints of N photos after each of the eight turns and flips, as bits `(N, 16, 16)`.
 
-    Args:
-        looks: N results of `look_of`.
-
-    Yields:
-        Eight arrays `(N, 16, 16)` of bits, the first one for the unchanged photos.
+    The first array is that of the unchanged photos.
     """
     packed = np.frombuffer(bytes.fromhex("".join(looks)), np.uint8).reshape(-1, _SIDE * _SIDE // 8)
     upright = np.unpackbits(packed, axis=1).astype(bool).reshape(-1, _SIDE, _SIDE)
@@ -261,11 +224,7 @@ class LearntPhotos:
     entries: frozenset[bytes]  # a hash of five bytes for each photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """Counts the photos that the model was trained on.
-
-        Args:
-            photos: for each photo, its perceptual hashes in all turns and flips (`inspection.turned_phashes_of`).
-        """
+        """Counts the photos that the model was trained on, each given by its hashes in all turns and flips."""
         return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
 
 
@@ -291,11 +250,7 @@ def write_learnt(
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads the file that identifies the training photos of a model (`LearntPhotos`).
-
-    Returns:
-        The photos; None if the file does not exist, or (with a warning) if it is damaged or of another model.
-    """
+    """Reads a file of `write_learnt`; None if it does not exist, or (with a warning) is damaged or of another model."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -59,9 +59,7 @@ class PhotoDataset(Dataset[Item | None]):
     """A map-style data set of photos; its index is a `ViewKey`, its items are (pixels, label, key).
 
     Args:
-        root: the data folder.
         samples: the photos; `ViewKey.position` is an index into them.
-        preprocessing: gives the size of the model's input.
         augmentation: the settings of the views; None yields every photo unchanged.
         keep_views: draws each view only once and caches its pixels on the disk; see `KeptViews`.
         unlabelled_root: the folder of the samples without a label, if there are any.
@@ -257,12 +255,7 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
-    """Returns the default number of loader processes for each training process: 1 to 12 for a GPU, 1 or 2 for a CPU.
-
-    Args:
-        accelerator: "cpu", or any other name for a GPU.
-        devices: number of training processes on this machine.
-    """
+    """Returns the loader processes for each of `devices` training processes: 1 to 12 for a GPU, 1 or 2 for "cpu"."""
     cores = (os.cpu_count() or 1) // devices
     return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
 
@@ -283,7 +276,6 @@ class PhotoDataModule(lightning.LightningDataModule):
         viewing: the training photos and their views.
         val: the validation photos, which are not augmented.
         batch_size: photos in a training step, over all processes.
-        seed: seed of the order of the training photos.
         workers: loader processes for each training process; 0 reads in the training process.
         balance: uses each class equally often; see `ViewSampler`.
     """

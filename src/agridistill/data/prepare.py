@@ -65,12 +65,8 @@ class PreparedData:
     def report(self, *, conflicts: float, option: str) -> None:
         """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
 
-        Args:
-            conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
-            option: the command-line option that sets this limit; the error names it.
-
         Raises:
-            DataError: more photos than `conflicts` allows have copies under other labels.
+            DataError: a larger share of photos than `conflicts` (set by `option`) has copies under other labels.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
@@ -130,13 +126,10 @@ def prepare_data(
     but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
 
     Args:
-        root: the data folder.
         layout: where the label of each photo comes from.
         split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
-        val_fraction: share of each class's photos in val, if no val is given.
-        test_fraction: share of each class's photos in test, if no test is given.
+        val_fraction: share of each class's photos in val, if no val is given; `test_fraction` is that in test.
         split_seed: seed of the split, if val or test is not given.
-        progress: called with (photos read, all photos).
 
     Raises:
         DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no
@@ -197,19 +190,13 @@ def split_data(
     """Splits a data folder as `prepare_data` does, and writes the split to a JSON file that several runs can use.
 
     Args:
-        root: the data folder.
-        out: the split file to write.
-        layout: where the label of each photo comes from.
-        val_fraction: share of each class's photos in val, if no val folder is given.
-        test_fraction: share of each class's photos in test, if no test folder is given.
-        seed: seed of the split.
+        out: the split file to write; it must not be in the data folder.
         conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
         force: replaces an existing file.
-        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: `out` exists and `force` is False, `out` is in the data folder, too many photos have copies under
-            other labels, or `prepare_data` fails.
+        DataError: `out` exists and `force` is False, too many photos have copies under other labels, or `prepare_data`
+            fails.
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
@@ -231,11 +218,7 @@ def split_data(
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Checks that a split can be used for training.
-
-    Raises:
-        DataError: a class has no photo in train, or val or test is empty.
-    """
+    """Raises a DataError if a class has no photo in train, or val or test is empty."""
     learnt = {sample.label for sample in train}
     for label, name in enumerate(classes):
         if label not in learnt:
@@ -263,12 +246,7 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """Returns the groups whose photos have different labels.
-
-    Args:
-        groups: groups of paths; the photos of a group are copies of one photo.
-        label_of: path -> label.
-    """
+    """Returns those groups of paths, copies of one photo each, whose photos have different labels."""
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
 
 

@@ -49,13 +49,8 @@ def make_split(
     """Splits photos so that no leaf is in two parts and the shares of each class are near the given fractions.
 
     Leaves are placed in many random orders, those with many photos first, and the best split is returned. A class with
-    one leaf is only in train, one with two leaves is in train and test, and one with more leaves is in all parts.
-
-    Args:
-        samples: the photos with their leaf ids; their order does not matter.
-        val_fraction: share of each class's photos in val; 0 leaves val empty.
-        test_fraction: share of each class's photos in test; 0 leaves test empty.
-        seed: seed of the random orders.
+    one leaf is only in train, one with two leaves is in train and test, and one with more leaves is in all parts. A
+    fraction of 0 leaves its part empty. The order of the samples does not matter.
 
     Raises:
         DataError: a fraction is negative, their sum is not below 1, or there are too few leaves to fill a part.
@@ -174,17 +169,9 @@ class _Placement:
 
 
 def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
-    """Chooses the photos that keep their labels in an experiment with fewer labels.
+    """Chooses a share of each class's photos, rounded up, that keep their labels in an experiment with fewer labels.
 
-    With the same seed, a larger share contains the photos of a smaller one.
-
-    Args:
-        samples: the training photos.
-        share: share of each class's photos to choose, above 0 and up to 1; the number is rounded up.
-        seed: seed of the choice.
-
-    Returns:
-        The chosen samples, in their order.
+    With the same seed, a larger share contains the photos of a smaller one. The order of the samples is kept.
 
     Example:
         >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
@@ -214,14 +201,9 @@ def write_split(
 ) -> None:
     """Writes a split to a JSON file atomically.
 
-    Args:
-        path: the file.
-        split: the photos of each part.
-        seed: the seed of the split; None if train/val/test folders, a column or a file gave the split.
-        val_fraction: the share of each class's photos in val; None if val was given.
-        test_fraction: the share of each class's photos in test; None if test was given.
-        fingerprint: the result of `inspection.fingerprint` for the data.
-        unlabelled: the photos without labels of a run, relative to their own folder; None without any.
+    `seed` and the fractions are None where train/val/test folders, a column or a file gave the split. `fingerprint` is
+    the result of `inspection.fingerprint`. `unlabelled` are the photos without labels of a run, relative to their own
+    folder.
     """
     made_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     document = {"format_version": FORMAT_VERSION, **made_by, "data_fingerprint": fingerprint, "splits": asdict(split)}
@@ -265,14 +247,7 @@ def digests_of(split: Split) -> dict[str, str]:
 
 
 def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
-    """Finds the part of each photo in a split. A path matches also in another Unicode normal form.
-
-    Args:
-        split: the split, whose photos must all exist.
-        samples: the photos of the data folder.
-
-    Returns:
-        `Sample.path` -> "train", "val" or "test", without the photos that are not in the split.
+    """Returns `Sample.path` -> "train", "val" or "test" for the photos of a split, also in another Unicode normal form.
 
     Raises:
         DataError: a photo of the split is not in the data folder.

@@ -52,10 +52,7 @@ def resolved_evaluation(splits: Iterable[str]) -> str:
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """Finds the train, val and test folders by their names. Other words in a name must be the same for all splits.
-
-    Returns:
-        Split -> names of its folders; empty if no folder is that of a split.
+    """Finds the names of the train, val and test folders. Other words in a name must be the same for all splits.
 
     Example:
         >>> split_folders(["train_set", "Val-Set", "rust"])
@@ -115,16 +112,10 @@ class ClassFolder:
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that the folders with photos are probably classes.
+    """Raises a DataError if a folder probably holds several classes, a split, masks or the like.
 
-    Args:
-        root: the data folder.
-        classes: the folders.
-        in_splits: whether the folders are inside train/val/test folders.
-
-    Raises:
-        DataError: a folder probably holds several classes, a split, masks or the like; the error names the folder or
-            the option to pass instead.
+    The error names the folder or the option to pass instead. `in_splits` means that the folders are inside
+    train/val/test folders.
     """
     _refuse_kinds(root, classes)
     _refuse_same_beside(root, classes)
@@ -175,11 +166,9 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
             f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and split its photos anew",
         )
     if all(_KIND.fullmatch(name.casefold()) for one in losing for name in one.first_level):
-        return DataError(
-            "class folders that contain only photos",
-            f"folders in them such as {_quoted(sorted(first.first_level))} in '{root / first.name}'",
-            f"move masks and the like out of '{root}', or pass {flat}",
-        )
+        expected = "class folders that contain only photos"
+        got = f"folders in them such as {_quoted(sorted(first.first_level))} in '{root / first.name}'"
+        return DataError(expected, got, f"move masks and the like out of '{root}', or pass {flat}")
     inside = root / first.name / wrapped_in(first.photos_in)
     remedy = f"--nested for classes such as '{first.name}/{inner}', or {flat}"
     if not in_splits:
@@ -190,11 +179,8 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         if "train" in split_folders(below) and not in_splits:
             # The data set itself is a folder among other folders.
             remedy = f"'{root / one.name / folder}'"
-    return DataError(
-        "class folders with photos",
-        f"{_quoted(one.name for one in losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
-        f"pass {remedy}",
-    )
+    got = f"{_quoted(one.name for one in losing)} in '{root}', which hold folders such as '{first.name}/{inner}'"
+    return DataError("class folders with photos", got, f"pass {remedy}")
 
 
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
@@ -219,19 +205,13 @@ def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> 
         split = split_named(one.name)
         if split is not None and (one.loses_a_level or (split != "train" and one.name.casefold() != "valid")):
             other = next(other.name for other in classes if other is not one)
-            raise DataError(
-                "only class folders, or only train, val and test folders that hold them",
-                f"'{one.name}' next to '{other}' in '{root}'",
-                f"move '{one.name}' away, or pass --flat if it is a class",
-            )
+            expected = "only class folders, or only train, val and test folders that hold them"
+            got = f"'{one.name}' next to '{other}' in '{root}'"
+            raise DataError(expected, got, f"move '{one.name}' away, or pass --flat if it is a class")
 
 
 def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
-    """Checks that nested classes are not inside splits: "a/train/rust" and "a/test/rust" would be two classes.
-
-    Raises:
-        DataError: the names of the classes contain several splits.
-    """
+    """Raises a DataError if classes are inside splits: "a/train/rust" and "a/test/rust" would be two classes."""
     found: dict[str, str] = {}
     for name in classes:
         for part in name.split("/"):

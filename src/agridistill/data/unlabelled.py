@@ -44,10 +44,7 @@ class UnlabelledPhotos:
 def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> int:
     """Returns how often photos with labels are used in an epoch that uses each photo without a label once.
 
-    Args:
-        labelled: number of photos with labels, at least 1.
-        unlabelled: number of photos without labels.
-        share: smallest share, 0 to 1, of photos with labels among all uses; None means `LABELLED_SHARE`.
+    `share` is the smallest share, 0 to 1, of photos with labels among all uses; None means `LABELLED_SHARE`.
 
     Example:
         >>> repeats_for(50, 600), repeats_for(500, 600)
@@ -61,8 +58,7 @@ def repeats_for(labelled: int, unlabelled: int, share: float | None = None) -> i
 def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
     """Lists the photos and the other files in a folder of photos without labels and in all its subfolders.
 
-    Raises:
-        DataError: the folder does not exist, cannot be read or has no photos.
+    Raises a DataError if the folder does not exist, cannot be read or has no photos.
     """
     if not root.is_dir():
         got = f"the file '{root}'" if root.exists() else f"'{root}', which does not exist"
@@ -70,11 +66,8 @@ def list_unlabelled(root: Path) -> tuple[list[str], list[str]]:
     photos, others = files_in(root)
     if not photos:
         got = counts_by_suffix(others) if others else "no files"
-        raise DataError(
-            "photos in the folder of --unlabelled",
-            f"{got} in '{root}'",
-            how_to_read(others, otherwise="correct --unlabelled"),
-        )
+        expected = "photos in the folder of --unlabelled"
+        raise DataError(expected, f"{got} in '{root}'", how_to_read(others, otherwise="correct --unlabelled"))
     return photos, others
 
 
@@ -94,9 +87,7 @@ def find_unlabelled(
     Args:
         root: the folder; photos may be in subfolders of any depth.
         parts: the photos of the data folder by the name of their part; all parts but "train" are held out.
-        inspection: the records of these photos.
         only: paths of the photos that an earlier call has chosen: exactly these are used, and no copies are searched.
-        progress: called with (photos read, all photos).
 
     Raises:
         DataError: the folder cannot be read, a photo of `only` is missing, or no photo is left.
@@ -105,11 +96,9 @@ def find_unlabelled(
     if only:
         missing = sorted(set(only) - set(photos))
         if missing:
-            raise DataError(
-                "all photos without labels that the run started with",
-                f"a folder without {len(missing)} of {len(only)}, the first '{root / missing[0]}'",
-                "put them back, or pass the folder that holds them as --unlabelled",
-            )
+            expected = "all photos without labels that the run started with"
+            got = f"a folder without {len(missing)} of {len(only)}, the first '{root / missing[0]}'"
+            raise DataError(expected, got, "put them back, or pass the folder that holds them as --unlabelled")
         photos, others = sorted(only), []
     samples = tuple(Sample(path, UNLABELLED, path) for path in sorted(photos))
     own = inspect_photos(PhotoFolder(root, (), samples), store=InspectionStore(root), progress=progress)
@@ -130,11 +119,9 @@ def find_unlabelled(
                 *(root, counts["held out"], counts["train"], len(readable)),
             )
     if not readable:
-        raise DataError(
-            "readable photos without labels that are not in the data folder as well",
-            f"none of {len(samples)} in '{root}' can be used",
-            "pass a folder with other photos, or leave --unlabelled out",
-        )
+        expected = "readable photos without labels that are not in the data folder as well"
+        got = f"none of {len(samples)} in '{root}' can be used"
+        raise DataError(expected, got, "pass a folder with other photos, or leave --unlabelled out")
     return UnlabelledPhotos(root, readable, fingerprint((), readable, own), phashes_of(readable, own), skipped)
 
 

@@ -101,13 +101,7 @@ def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
 
 
 def view_seed(seed: int, view: int, path: str) -> int:
-    """Computes the seed of one view of a photo, from 0 to 2**32 - 1.
-
-    Args:
-        seed: the seed of all views of a run or a teacher.
-        view: the number of the view, from 0.
-        path: the path of the photo, relative to the data folder.
-    """
+    """Computes the seed, from 0 to 2**32 - 1, of the view with a number from 0 of the photo at a path."""
     # `fsencode` also accepts file names that are not UTF-8. The checksum of the path is used instead of the photo's
     # number, so that adding or removing a photo does not change the views of others.
     state = np.random.SeedSequence((seed, view, zlib.crc32(os.fsencode(path)))).generate_state(1, np.uint32)
@@ -218,12 +212,8 @@ class DerivedCache:
     def path_for(self, photo: str, part: str = "") -> Path:
         """Returns the path of a photo's cached file, which depends on the photo's size and times on the disk.
 
-        Args:
-            photo: the path of the photo, relative to the data folder.
-            part: a text that differs between several cached files of one photo.
-
-        Raises:
-            PhotoError: the photo does not exist.
+        `part` is a text that differs between several cached files of one photo. Raises a PhotoError if there is no
+        such photo.
         """
         full = self.root / photo
         try:
@@ -264,13 +254,7 @@ def _digest(text: str, digits: int) -> str:
 
 
 class KeptViews:
-    """A disk cache for the views (augmented copies) of the photos of one data folder.
-
-    Args:
-        root: the data folder.
-        preprocessing: gives the size of a view.
-        augmentation: how far a view may differ from its photo.
-    """
+    """A disk cache for the views (augmented copies) of the photos of the data folder `root`."""
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
         self._shape = (preprocessing.image_size, preprocessing.image_size, 3)
@@ -284,18 +268,10 @@ class KeptViews:
         return (math.prod(self._shape) // _DISK_BLOCK + 1) * _DISK_BLOCK
 
     def get(self, path: str, seed: int, draw: Callable[[], Pixels]) -> Pixels:
-        """Returns a view from the cache. If it is not there, it is drawn, and cached if there is enough disk space.
+        """Returns a view `(size, size, 3)` uint8 RGB from the cache, maybe read-only.
 
-        Args:
-            path: the path of the photo, relative to the data folder.
-            seed: the seed of the view.
-            draw: a function that draws the view.
-
-        Returns:
-            `(size, size, 3)` uint8, RGB; may be read-only.
-
-        Raises:
-            PhotoError: the photo no longer exists or cannot be read.
+        If it is not there, it is drawn by `draw`, and cached if there is enough disk space. Raises a PhotoError if the
+        photo no longer exists or cannot be read.
         """
         file = self._path_for(path, seed)
         content = self._cache.read(file)
@@ -331,12 +307,8 @@ class SmallCopies:
     """Reads the photos of one data folder, and caches small copies of large photos, which are read faster.
 
     A copy is just large enough for the view that shows the smallest part of the photo; without augmentation, it is the
-    model's input. A photo is read directly if its shorter side is less than twice that of a copy.
-
-    Args:
-        root: the data folder.
-        preprocessing: gives the size of the model's input.
-        augmentation: the settings of the views; None if the photos are not augmented.
+    model's input. A photo is read directly if its shorter side is less than twice that of a copy. `augmentation` is
+    None if the photos are not augmented.
     """
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
@@ -347,11 +319,7 @@ class SmallCopies:
         self._cache = DerivedCache("small-copies", root, kind)
 
     def read(self, path: str) -> Image.Image:
-        """Returns a photo as an RGB image; if it is large, its small copy is returned instead.
-
-        Raises:
-            PhotoError: the photo cannot be read.
-        """
+        """Returns an RGB image of a photo, or of its small copy if it is large; raises a PhotoError for damage."""
         full = self.root / path
         if min(photo_size(full)) < _WORTH_A_COPY * self.side:
             return read_photo(full)

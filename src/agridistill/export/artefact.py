@@ -60,15 +60,11 @@ logger = logging.getLogger(__name__)
 class ExportResult:
     """An exported model file, with everything that was measured on it.
 
-    Attributes:
-        out: the file; its manifest lies beside it.
-        precision: "fp32" or "int8".
-        size_bytes: size of the file.
-        parity: comparison with the run's network, on validation photos and, if these are few, on other photos.
-        answering: temperature and threshold, fitted on the validation photos, with the quality of the answers.
+    `parity` compares with the run's network, on validation photos and, if these are few, on other photos.
+    `answering` is temperature and threshold, fitted on the validation photos, with the quality of the answers.
     """
 
-    out: Path
+    out: Path  # the file; its manifest lies beside it
     precision: Precision
     size_bytes: int
     parity: Parity
@@ -159,11 +155,8 @@ def export(
         failures = GATES[precision].failures(parity)
         if failures and not force:
             otherwise = "export fp32, or " if precision == "int8" else ""
-            raise ModelError(
-                f"an {precision} export that predicts like the run's network",
-                "; ".join(failures),
-                f"nothing was written: {otherwise}pass --force to write it anyway",
-            )
+            remedy = f"nothing was written: {otherwise}pass --force to write it anyway"
+            raise ModelError(f"an {precision} export that predicts like the run's network", "; ".join(failures), remedy)
         _warn(result, found[0])
         final = _completed(draft, result, network, run, manifest.weights_sha256)
         if micro:
@@ -231,11 +224,7 @@ def _require_own_manifest(out: Path) -> None:
 
 
 def photos_of(run: Path) -> tuple[Path, Layout]:
-    """Returns the data folder that a run was trained on, and the layout of its labels.
-
-    Raises:
-        DataError: the run's `environment.json` is missing or damaged.
-    """
+    """Returns the data folder that a run was trained on, and the layout of its labels."""
     file = run / "environment.json"
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
@@ -267,11 +256,7 @@ def _as_wanted(
 def _converted(
     network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None, attention: bool
 ) -> bytes:
-    """Converts the network and returns the content of the file.
-
-    Raises:
-        ModelError: the converter does not support the network.
-    """
+    """Converts the network and returns the content of the file; a ModelError if the converter does not support it."""
     try:
         if suffix == ".onnx":
             from agridistill.export.onnx import to_onnx

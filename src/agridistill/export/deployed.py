@@ -118,12 +118,8 @@ def _part_equal_biases(model: nn.Module) -> None:
 class _Pixels(nn.Module):
     def __init__(self, levels: PhotoLevels, unsigned: bool, operators: Any) -> None:
         super().__init__()
-        self.scale, self.zero_point, self.unsigned, self.operators = (
-            levels.scale,
-            levels.zero_point,
-            unsigned,
-            operators,
-        )
+        self.scale, self.zero_point = levels.scale, levels.zero_point
+        self.unsigned, self.operators = unsigned, operators
 
     def forward(self, pixels: Tensor) -> Tensor:
         if not self.unsigned:

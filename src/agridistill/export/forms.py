@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from agridistill.export.artefact import export, photos_of
 from agridistill.export.parity import GATES
 from agridistill.models import load_network
 from agridistill.models.int8 import quantised
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, quiet_loggers, silent
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.engines import Backend, checked_logits
 
@@ -29,25 +27,15 @@ _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 
 @dataclass(frozen=True)
 class DeviceForm:
-    """Accuracy, speed and size of one finished run after its export in int8, measured on this machine.
-
-    Attributes:
-        run: the run folder.
-        model: name of its network.
-        accuracy: accuracy of the int8 model on the run's validation photos, 0 to 1.
-        photos: number of validation photos.
-        latency_ms: median time to classify one photo on one thread, in milliseconds.
-        size_bytes: size of the model file.
-        misses: why `export` would refuse to write this file, in words; "" if it would not.
-    """
+    """Accuracy, speed and size of one finished run after its export in int8, measured on this machine."""
 
     run: Path
-    model: str
-    accuracy: float
-    photos: int
-    latency_ms: float
-    size_bytes: int
-    misses: str = ""
+    model: str  # name of its network
+    accuracy: float  # of the int8 model on the run's validation photos, 0 to 1
+    photos: int  # number of validation photos
+    latency_ms: float  # median time to classify one photo on one thread
+    size_bytes: int  # of the model file
+    misses: str = ""  # why `export` would refuse to write this file, in words; "" if it would not
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document with every attribute."""
@@ -55,41 +43,27 @@ class DeviceForm:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DeviceForm:
-        """Makes a `DeviceForm` from a document that `to_json` returned.
-
-        Raises:
-            TypeError: the document has other fields.
-        """
+        """Makes a `DeviceForm` from a document that `to_json` returned; raises a TypeError for other fields."""
         return cls(**{**document, "run": Path(str(document["run"]))})
 
 
 def device_forms(
-    run: Path,
-    teacher: Path,
-    *,
-    data: Path | None = None,
-    progress: ProgressCallback = silent,
+    run: Path, teacher: Path, *, data: Path | None = None, progress: ProgressCallback = silent
 ) -> tuple[DeviceForm, ...]:
     """Exports a run and its teacher in int8 to a temporary folder, and measures both.
 
-    Args:
-        run: the student's run folder.
-        teacher: the teacher's run folder.
-        data: the data folder, as for `export`; None uses the folder that each run was trained on.
-        progress: called with (done, total) of each step.
+    `data` is the data folder, as for `export`; None uses the folder that each run was trained on.
 
     Returns:
         The measurements of both, the better one first: the one that `export` accepts, else the more accurate, or the
         faster if the accuracies differ by less than chance. Empty if one network cannot be rounded to int8.
-
-    Raises:
-        AgriDistillError: a run cannot be exported.
     """
     if not (_has_int8(run) and _has_int8(teacher)):
         return ()
     results, backends = [], []
     layout = photos_of(run)[1] if data is not None else None
-    with tempfile.TemporaryDirectory() as folder, _without_warnings():
+    # The warnings of `export` do not say which of the two models they are about.
+    with tempfile.TemporaryDirectory() as folder, quiet_loggers(export.__module__):
         for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
             results.append(export(each, out, precision="int8", data=data, layout=layout, force=True, progress=progress))
@@ -108,18 +82,6 @@ def device_forms(
         for each, backend, result, latency_ms in zip((run, teacher), backends, results, latencies, strict=True)
     ]
     return tuple(sorted(forms, key=_rank(forms)))
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silences the warnings of `export` in the block, because they do not name the model that they concern."""
-    log = logging.getLogger(export.__module__)
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _has_int8(run: Path) -> bool:

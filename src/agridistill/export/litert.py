@@ -34,14 +34,11 @@ _SHIFT = 128
 def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> bytes:
     """Converts a network to the content of a `.tflite` file.
 
-    Args:
-        network: takes normalised photos; for int8 a calibrated network from `models.quantised`.
-        preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
-        int8: whether to write an int8 file.
+    The network takes normalised photos; for int8 it is a calibrated one from `models.quantised`. The preprocessing
+    becomes part of the graph (an int8 network contains it already).
 
-    Returns:
-        The file's content. The model takes `(1, S, S, 3)` uint8 and returns logits `(1, K)` float32, or int8 if
-        `network` comes from `models.int8.with_rounded_logits`.
+    The file takes `(1, S, S, 3)` uint8 and returns logits `(1, K)` float32, or int8 if `network` comes from
+    `models.int8.with_rounded_logits`.
     """
     with quiet():
         import litert_torch
@@ -67,26 +64,14 @@ def with_pixel_levels(content: bytes) -> bytes:
     """Replaces the operators that convert pixels to levels by one QUANTIZE from uint8 to int8; the levels are equal.
 
     The converter writes CAST, SUB, MUL, QUANTIZE. TensorFlow Lite Micro has no CAST of uint8, and compilers for
-    accelerators leave all four on the processor.
-
-    Args:
-        content: content of a file whose first operators compute `(pixel - zero point) * scale` and round it to int8.
-
-    Returns:
-        The content of the changed file, with the same input and output types.
-
-    Raises:
-        ModelError: the file begins with other operators.
+    accelerators leave all four on the processor. A file that begins with other operators is a ModelError.
     """
     model, graph = _read(content)
     chain = graph.operators[:4]
     names = [_operator_name(model, operator) for operator in chain]
     if names != ["CAST", "SUB", "MUL", "QUANTIZE"] or len(graph.inputs) != 1:
-        raise ModelError(
-            "a converted file that begins with CAST, SUB, MUL, QUANTIZE",
-            ", ".join(names),
-            "report this as a bug, with your version of litert-torch",
-        )
+        expected = "a converted file that begins with CAST, SUB, MUL, QUANTIZE"
+        raise ModelError(expected, ", ".join(names), "report this as a bug, with your version of litert-torch")
     pixels, levels = graph.tensors[graph.inputs[0]], graph.tensors[chain[3].outputs[0]]
     pixels.quantization = _schema().QuantizationParametersT()
     pixels.quantization.scale = np.array(levels.quantization.scale, np.float32)
@@ -189,26 +174,17 @@ _ASK = (
 
 @dataclass(frozen=True)
 class MicroNeeds:
-    """The operators and the memory that TensorFlow Lite Micro needs for a model, and the scale of its output.
+    """The operators and the memory that TensorFlow Lite Micro needs for a model, and the scale of its output."""
 
-    Attributes:
-        operators: TensorFlow Lite's names of the operators to register.
-        arena_bytes: smallest tensor arena in bytes, measured on this machine with 8-byte pointers; a device with 4-byte
-            pointers needs less. None if `tflite-micro` is not installed.
-        output_scale: logit = (level - output_zero_point) * output_scale.
-        output_zero_point: the int8 level of a logit of 0.
-    """
-
-    operators: tuple[str, ...]
-    arena_bytes: int | None
-    output_scale: float
-    output_zero_point: int
+    operators: tuple[str, ...]  # TensorFlow Lite's names of the operators to register
+    # Smallest tensor arena, measured on this machine with 8-byte pointers; a device with 4-byte pointers needs less.
+    arena_bytes: int | None  # None if `tflite-micro` is not installed
+    output_scale: float  # logit = (level - output_zero_point) * output_scale
+    output_zero_point: int  # the int8 level of a logit of 0
 
 
 def micro_needs(content: bytes) -> MicroNeeds:
-    """Determines operators, memory and output scale for TensorFlow Lite Micro from the content of a `.tflite` file.
-
-    The file must have int8 logits.
+    """Determines operators, memory and output scale for TensorFlow Lite Micro from a `.tflite` file with int8 logits.
 
     Raises:
         ModelError: TensorFlow Lite Micro cannot load the model into 256 MiB.
@@ -220,16 +196,9 @@ def micro_needs(content: bytes) -> MicroNeeds:
 
 
 def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, ...]) -> dict[str, str]:
-    """Writes the content of a `.tflite` file as C source.
+    """Returns the content of a `.tflite` file as the C texts of `NAME.h` and `NAME.c`, under the keys ".h" and ".c".
 
-    Args:
-        content: the content of the file.
-        needs: what `micro_needs` returned for it.
-        name: NAME of the files; the C identifiers are made from it.
-        classes: class names in the order of the logits.
-
-    Returns:
-        The texts of `NAME.h` and `NAME.c` under the keys ".h" and ".c".
+    The C identifiers are made from `name`; `needs` is what `micro_needs` returned for the file.
     """
     # Most compilers for microcontrollers accept only ASCII letters in a name.
     symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
@@ -270,10 +239,7 @@ def _c_text(text: str) -> str:
 
 
 def _arena_bytes(content: bytes) -> int | None:
-    """Returns the size of the tensor arena that TensorFlow Lite Micro reports, or None if it is not installed.
-
-    It runs in another process.
-    """
+    """Returns the tensor arena that TensorFlow Lite Micro reports in another process; None if it is not installed."""
     if find_spec("tflite_micro") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -284,28 +250,18 @@ def _arena_bytes(content: bytes) -> int | None:
     found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
-        raise ModelError(
-            "a model that TensorFlow Lite Micro can load",
-            reason,
-            "report this as a bug, with your version of tflite-micro",
-        )
+        expected = "a model that TensorFlow Lite Micro can load"
+        raise ModelError(expected, reason, "report this as a bug, with your version of tflite-micro")
     return -(-int(found[1]) // _ALIGNMENT) * _ALIGNMENT
 
 
 def require_micro_target(out: Path, precision: str) -> None:
-    """Checks that an export for microcontrollers can write `NAME.tflite`, `NAME.c` and `NAME.h`.
-
-    Raises:
-        ModelError: the target is not an int8 `.tflite` file, or another file has the name `NAME.c` or `NAME.h`.
-    """
+    """Raises a ModelError if `out` is not an int8 `.tflite` file, or its C sources would replace other files."""
     if (out.suffix, precision) != (".tflite", "int8"):
         raise ModelError(
             "an int8 .tflite file for --micro", f"{precision} '{out.name}'", "pass --out NAME.tflite --precision int8"
         )
     for path in (out.with_suffix(suffix) for suffix in (".c", ".h")):
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(_MARK.encode())):
-            raise ModelError(
-                f"no other file where the C source '{path.name}' goes",
-                f"'{path}', which is another file",
-                "choose another name or folder",
-            )
+            expected = f"no other file where the C source '{path.name}' goes"
+            raise ModelError(expected, f"'{path}', which is another file", "choose another name or folder")

@@ -28,18 +28,13 @@ op: Any = opset18
 def to_onnx(
     network: nn.Module, preprocessing: Preprocessing, *, int8: bool, batch: int | None = None, attention: bool = False
 ) -> onnx.ModelProto:
-    """Converts a network to an ONNX model.
+    """Converts a network, as for `to_litert`, to an ONNX model.
 
-    Args:
-        network: takes normalised photos; for int8 a calibrated network from `models.quantised`.
-        preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
-        int8: whether to write an int8 model.
-        batch: fixed batch size N, for engines that need fixed shapes; None allows any N.
-        attention: whether the network returns logits and attention maps (`models.with_attention`), not logits alone.
+    `batch` fixes the batch size N, for engines that need fixed shapes. With `attention`, the network returns logits and
+    attention maps (`models.with_attention`), not logits alone.
 
-    Returns:
-        A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32; with `attention`
-        it has a second output `attention` `(N, H, W)` float32.
+    The model has the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32; with `attention` it
+    has a second output `attention` `(N, H, W)` float32.
     """
     deployed = (DeployedInt8(network, unsigned=True) if int8 else Deployed(network, preprocessing)).eval()
     size = preprocessing.image_size

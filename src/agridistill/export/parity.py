@@ -16,28 +16,16 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model ("artefact") differs from the network that it was made from, on the same photos.
+    """How an exported model ("artefact") differs from the network that it was made from, on the same photos."""
 
-    Attributes:
-        photos: number of validation photos; both accuracies are measured on them.
-        top1_agreement: share of the compared photos for which both predict the same class, 0 to 1.
-        largest_logit_difference: largest absolute difference over all compared photos and classes.
-        accuracy: accuracy of the artefact, 0 to 1.
-        network_accuracy: accuracy of the network, 0 to 1.
-        compared_photos: number of photos that agreement is measured on: the validation photos, and others if these
-            are few.
-        newly_wrong: number of validation photos that the network classifies correctly and the artefact does not.
-        newly_right: number of validation photos that the artefact classifies correctly and the network does not.
-    """
-
-    photos: int
-    top1_agreement: float
-    largest_logit_difference: float
-    accuracy: float
-    network_accuracy: float
-    compared_photos: int
-    newly_wrong: int
-    newly_right: int
+    photos: int  # number of validation photos; both accuracies are measured on them
+    top1_agreement: float  # share of the compared photos for which both predict the same class, 0 to 1
+    largest_logit_difference: float  # absolute, over all compared photos and classes
+    accuracy: float  # of the artefact, 0 to 1
+    network_accuracy: float  # 0 to 1
+    compared_photos: int  # number of photos with an agreement: the validation photos, and others if these are few
+    newly_wrong: int  # number of validation photos that only the network classifies correctly
+    newly_right: int  # number of validation photos that only the artefact classifies correctly
 
     @property
     def lost_points(self) -> float:
@@ -47,15 +35,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Gate:
-    """How much an exported model may differ from its network; `export` refuses one that differs more.
+    """How much an exported model may differ from its network; `export` refuses one that differs more."""
 
-    Attributes:
-        top1_agreement: smallest share of photos for which both predict the same class, 0 to 1.
-        lost_points: largest loss of accuracy, in percentage points.
-    """
-
-    top1_agreement: float
-    lost_points: float
+    top1_agreement: float  # smallest share of photos for which both predict the same class, 0 to 1
+    lost_points: float  # largest loss of accuracy, in percentage points
 
     def failures(self, parity: Parity) -> list[str]:
         """Returns one phrase for each limit that `parity` breaks; an empty list if it breaks none."""
@@ -74,12 +57,9 @@ GATES = {"fp32": Gate(top1_agreement=0.995, lost_points=0.2), "int8": Gate(top1_
 
 
 def compare(network: NDArray[Any], artefact: NDArray[Any], target: NDArray[np.int64]) -> Parity:
-    """Compares the logits of a network and of its exported model on the same N photos.
+    """Compares the logits `(N, K)` of a network and of its exported model on the same N photos.
 
-    Args:
-        network: `(N, K)` logits of the network.
-        artefact: `(N, K)` logits of the exported model.
-        target: `(M,)` labels of the first M photos; accuracies are measured on these, agreement on all N.
+    `target` has the labels `(M,)` of the first M photos; accuracies are measured on these, agreement on all N.
     """
     answered, expected = artefact.argmax(1), network.argmax(1)
     right, was_right = (named[: len(target)] == target for named in (answered, expected))

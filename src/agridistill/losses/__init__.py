@@ -7,14 +7,7 @@ Example:
     tensor(0.)
 """
 
-from agridistill.losses.logits import (
-    KDLoss,
-    cross_entropy_loss,
-    dist_loss,
-    dkd_loss,
-    kd_loss,
-    standardised_kd_loss,
-)
+from agridistill.losses.logits import KDLoss, cross_entropy_loss, dist_loss, dkd_loss, kd_loss, standardised_kd_loss
 from agridistill.losses.maps import (
     ChannelProjection,
     HintRegressor,

@@ -49,11 +49,9 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
         (tensor(2.), tensor(0.))
     """
     if student_map.shape != teacher_map.shape or student_map.dim() not in (3, 4):
-        raise ModelError(
-            "two attention maps of equal shape, (B, H, W) or (B, M, H, W)",
-            f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}",
-            "bring them to a common grid with match_resolution first",
-        )
+        expected = "two attention maps of equal shape, (B, H, W) or (B, M, H, W)"
+        got = f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}"
+        raise ModelError(expected, got, "bring them to a common grid with match_resolution first")
     if distance not in get_args(Distance):
         raise ConfigError("a known distance", f"'{distance}'", nearest(distance, get_args(Distance)))
     student, teacher = unit_peak(student_map).flatten(-2), unit_peak(teacher_map).flatten(-2)
@@ -91,17 +89,12 @@ def _log_probabilities(flat: Tensor) -> Tensor:
 
 
 def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Shrinks two maps to the smaller of their heights and the smaller of their widths.
+    """Shrinks maps of student and teacher to the smaller of their heights and of their widths by area interpolation.
 
-    Args:
-        student_map: `(B, H, W)` or `(B, M, H, W)`; M may also be channels.
-        teacher_map: `(B, h, w)` or `(B, m, h, w)`.
-
-    Returns:
-        Both maps in float32 with equal height and width, shrunk by area interpolation.
+    Both are `(B, H, W)` or `(B, M, H, W)`, where M may also be channels; the results are float32.
 
     Raises:
-        ModelError: a map is neither `(B, H, W)` nor `(B, M, H, W)`.
+        ModelError: a map has another number of dimensions.
 
     Example:
         >>> student, teacher = match_resolution(torch.ones(2, 7, 14), torch.ones(2, 14, 7))
@@ -153,11 +146,9 @@ class ChannelProjection(nn.Module):
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Computes half the mean squared difference of two feature maps, a float32 scalar.
+    """Computes half the mean squared difference of two feature maps `(B, C, H, W)`, a float32 scalar.
 
-    Args:
-        student_features: `(B, C, H, W)`, after the `HintRegressor`.
-        teacher_features: a tensor of the same shape.
+    The student's features come from the `HintRegressor`.
 
     Raises:
         ModelError: the shapes differ.

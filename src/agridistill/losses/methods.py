@@ -96,22 +96,14 @@ _ROWS = (
     Method("fitnet", "the teacher's features first, then kd (Romero et al. 2015)", 0.1, logits=_KD, features=_HINT),
     Method("hybrid", "labels, the teacher's class probabilities and its attention", 0.1, logits=_KD, maps=_ATTENTION),
     Method(
-        "hybrid-hint",
-        "the teacher's features first, then hybrid",
-        0.1,
-        logits=_KD,
-        maps=_ATTENTION,
-        features=_HINT,
+        "hybrid-hint", "the teacher's features first, then hybrid", 0.1, logits=_KD, maps=_ATTENTION, features=_HINT
     ),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
 
 
 def get_method(name: str) -> Method:
-    """Returns the method with this name from the table `METHODS`.
-
-    Raises:
-        ConfigError: no method has this name.
+    """Returns the method with this name from the table `METHODS`; a ConfigError names the most similar one.
 
     Example:
         >>> sorted(get_method("hybrid").needs)

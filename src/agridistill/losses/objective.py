@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.losses.logits import cross_entropy_loss
-from agridistill.losses.maps import (
-    ChannelProjection,
-    Distance,
-    HintRegressor,
-    channel_mean_square,
-    match_resolution,
-)
+from agridistill.losses.maps import ChannelProjection, Distance, HintRegressor, channel_mean_square, match_resolution
 from agridistill.losses.methods import METHODS, Method
 
 Alignment = Literal["fixed", "learned"]
@@ -222,11 +216,8 @@ class DistillationObjective(nn.Module):
         student_features = _at_stride(features, pair.student, "student's features")
         teacher = _at_stride(maps, pair.teacher, "teacher's attention maps").detach()
         if len(teacher) != len(student_features):
-            raise ModelError(
-                f"teacher's maps for the student's {len(student_features)} photos",
-                f"maps for {len(teacher)} photos",
-                "give both models the same batch",
-            )
+            expected = f"teacher's maps for the student's {len(student_features)} photos"
+            raise ModelError(expected, f"maps for {len(teacher)} photos", "give both models the same batch")
         single = self.teacher_maps[pair.teacher] == 1
         if teacher.dim() == 4 and single:
             teacher = teacher.float().mean(dim=1)
@@ -270,11 +261,8 @@ def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> T
         raise ModelError("the teacher's logits for w_kd > 0", "none", "pass teacher_logits, or set w_kd = 0")
     student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if student[-1] != teacher[-1]:
-        raise ModelError(
-            f"a teacher with the student's {student[-1]} classes",
-            f"a teacher with {teacher[-1]}",
-            "train the teacher on the same class folders",
-        )
+        expected = f"a teacher with the student's {student[-1]} classes"
+        raise ModelError(expected, f"a teacher with {teacher[-1]}", "train the teacher on the same class folders")
     if student != teacher:
         raise ModelError(f"teacher's logits of shape {student}", f"{teacher}", "give both models the same batch")
     return teacher_logits.detach()

@@ -3,7 +3,6 @@
 Other packages import the names below from here, not from the modules `factory`, `weights`, `taps` and `teacher`.
 """
 
-from agridistill.models.attention import aligned_stride, with_attention
 from agridistill.models.factory import (
     VARIANTS,
     complexity,
@@ -15,7 +14,7 @@ from agridistill.models.factory import (
     pretrained_normalisation,
     require_known_model,
 )
-from agridistill.models.taps import StageTap
+from agridistill.models.taps import StageTap, aligned_stride, with_attention
 from agridistill.models.teacher import (
     OUTPUTS_VERSION,
     LiveTeacher,

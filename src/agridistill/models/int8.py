@@ -66,11 +66,8 @@ def folded(network: nn.Module) -> fx.GraphModule:
     try:
         graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # torch.fx does not document what data-dependent control flow raises
-        raise ModelError(
-            "a convolutional network that torch.fx can trace",
-            f"{type(network).__name__} ({error})",
-            "export it in fp32",
-        ) from None
+        got = f"{type(network).__name__} ({error})"
+        raise ModelError("a convolutional network that torch.fx can trace", got, "export it in fp32") from None
     graph.meta["feature_info"] = getattr(network, "feature_info", None)  # for `with_attention`
     for node, norm in _calls(graph, nn.BatchNorm2d):
         conv = _conv_before(graph, node)
@@ -93,17 +90,10 @@ def folded(network: nn.Module) -> fx.GraphModule:
 
 
 def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bool = True) -> fx.GraphModule:
-    """Returns a copy of the network that computes like its int8 export: it rounds weights and activations.
+    """Returns a copy of a convolutional classifier that computes like its int8 export: weights and activations rounded.
 
-    Batch norm is folded into the convolutions. Call `calibrate` on the copy before its first use.
-
-    Args:
-        network: a convolutional classifier.
-        preprocessing: the preprocessing of its input.
-        equalised: applies `equalise` before rounding.
-
-    Returns:
-        A network that takes normalised photos `(B, 3, H, W)` and returns logits `(B, K)`.
+    Batch norm is folded into the convolutions. `equalised` applies `equalise` before rounding. Call `calibrate` on the
+    copy before its first use. It takes normalised photos `(B, 3, H, W)` and returns logits `(B, K)`.
 
     Raises:
         ModelError: the network has operators that int8 does not support (Swin, for example).
@@ -118,11 +108,8 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
         # Change the class of the copied layers in place, which keeps their weights, options and names.
         if isinstance(module, nn.Conv2d):
             if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
-                raise ModelError(
-                    "a network with only plain, zero-padded convolutions, for int8",
-                    f"{type(module).__name__} in {name}",
-                    "export it in fp32",
-                )
+                expected = "a network with only plain, zero-padded convolutions, for int8"
+                raise ModelError(expected, f"{type(module).__name__} in {name}", "export it in fp32")
             module.__class__ = RoundedConv2d
         elif isinstance(module, nn.Linear):
             module.__class__ = RoundedLinear
@@ -134,14 +121,10 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
-    """Chooses the range of each activation that is rounded to 8 bits, by running photos through the network.
+    """Chooses the range of each activation that is rounded to 8 bits, by running photos through a `quantised` network.
 
-    Activations that already have a range keep it.
-
-    Args:
-        network: a network from `quantised`.
-        batches: normalised photos that represent the data, each batch `(B, 3, H, W)`.
-        ranges: how a range is chosen; see `ActivationRounding.calibrate`.
+    Activations that already have a range keep it. Each batch holds normalised photos `(B, 3, H, W)` that represent the
+    data. `ranges` is how a range is chosen; see `ActivationRounding.calibrate`.
     """
     roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
     roundings = [rounding for rounding in roundings if not rounding.is_calibrated]
@@ -156,14 +139,10 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
 
 @torch.no_grad()
 def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.GraphModule:
-    """Returns a copy of the network that also rounds its logits to 8 bits, for engines without float operators.
+    """Returns a copy of a calibrated network that rounds its logits as well, for engines without float operators.
 
     The linear classifier becomes a 1x1 convolution, because all engines compute convolutions bit-identically, but not
-    linear layers with a scale for each output.
-
-    Args:
-        network: a calibrated network from `quantised`.
-        batches: normalised photos as for `calibrate`; the range of the rounded logits covers all their logits.
+    linear layers with a scale for each output. The range of the rounded logits covers all those of the `batches`.
 
     Raises:
         ModelError: the network does not end with a linear classifier.
@@ -190,13 +169,8 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
 def equalise(graph: fx.GraphModule) -> int:
     """Scales the channels between consecutive convolutions so that the weights of both have the same range.
 
-    The network computes the same outputs, but rounding its activations with one scale for all channels loses less.
-
-    Args:
-        graph: a network from `folded`; its weights are changed in place.
-
-    Returns:
-        The number of pairs of consecutive convolutions.
+    The network, from `folded`, is changed in place. It computes the same outputs, but rounding its activations with one
+    scale for all channels loses less. Returns the number of pairs of consecutive convolutions.
 
     Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1, equation 11.
     """

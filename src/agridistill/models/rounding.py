@@ -64,12 +64,8 @@ class ActivationRounding(nn.Module):
     def calibrate(self, ranges: Ranges = "least_error") -> None:
         """Sets the levels for the recorded tensors, and ends the recording.
 
-        Args:
-            ranges: the range of the levels. "least_error" takes it from `best_range`; "min_max" covers all recorded
-                values.
-
-        Raises:
-            ValueError: no tensor was recorded.
+        "least_error" takes the range of the levels from `best_range`; "min_max" covers all recorded values. Raises a
+        ValueError if no tensor was recorded.
         """
         if self._range is None:
             raise ValueError("no tensor was recorded: call observe() and run photos through the network first")
@@ -101,13 +97,8 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
     A wide range rounds coarsely, a narrow one clips values. The squared error of each photo is divided by its variance,
     because otherwise one unusual photo with very large values would determine the range.
 
-    Args:
-        samples: `(photos, N)`, N values of each photo.
-        low: lowest end of the range, at most 0.
-        high: highest end of the range, at least 0.
-
-    Returns:
-        Lower and upper end of the range, which contains 0.
+    The samples are `(photos, N)`, N values of each photo. The range lies within `low`, at most 0, and `high`, at least
+    0, and contains 0.
     """
     if high - low < _NO_RANGE:
         return 0.0, 1.0

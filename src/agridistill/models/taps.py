@@ -1,18 +1,26 @@
-"""Collects feature maps and spatial attention of a timm model by hooks while it runs."""
+"""Collects feature maps and spatial attention of a timm model by hooks, or adds attention maps to its outputs."""
 
 from __future__ import annotations
 
+import copy
+import tomllib
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from agridistill.errors import ModelError
+
+# The stage that a distillation aligns by default, given by its stride in pixels.
+ATTENTION_STRIDE = 16
+# A smaller peak is that of a map of zeros, which must not become NaN.
+_DEAD = 1e-20
 
 
 def feature_attention(features: Tensor) -> Tensor:
@@ -126,11 +134,8 @@ class StageTap:
             if kind == "window":
                 blocks: list[Any] = [m for m in stages[stride].modules() if isinstance(m, SwinTransformerBlock)]
                 if not blocks:
-                    raise ModelError(
-                        "a Swin Transformer for window attention",
-                        type(model).__name__,
-                        "use the attention of feature maps instead",
-                    )
+                    expected = "a Swin Transformer for window attention"
+                    raise ModelError(expected, type(model).__name__, "use the attention of feature maps instead")
                 self._blocks[stride] = blocks[-2:]
         for stride, stage in stages.items():
             if kind == "activation":
@@ -194,11 +199,9 @@ class StageTap:
 
     def _take(self) -> dict[tuple[int, int], Tensor]:
         if self._channels and not self._held:
-            raise ModelError(
-                "a forward pass before each reading of a StageTap",
-                "no forward pass since the last reading",
-                "run the model, then read features() or maps() once",
-            )
+            expected = "a forward pass before each reading of a StageTap"
+            got = "no forward pass since the last reading"
+            raise ModelError(expected, got, "run the model, then read features() or maps() once")
         held, self._held = self._held, {}
         return held
 
@@ -221,10 +224,7 @@ def stage_info(model: nn.Module, stride: int, info: Any = None) -> Mapping[str, 
     """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers.
 
     Its "module" is the path of the stage's module, its "num_chs" the number of channels. `info` replaces the model's
-    own `feature_info`.
-
-    Raises:
-        ModelError: the model has no stage of this stride.
+    own `feature_info`. Raises a ModelError if the model has no stage of this stride.
     """
     name = type(model).__name__
     info = info or getattr(model, "feature_info", None)
@@ -236,3 +236,79 @@ def stage_info(model: nn.Module, stride: int, info: Any = None) -> Mapping[str, 
         raise ModelError(f"the stride of a stage of {name}", str(stride), f"choose one of {offered}")
     found: Mapping[str, Any] = stages[stride]
     return found
+
+
+def aligned_stride(run: Path) -> int:
+    """Returns the stride of the deepest stage whose attention a run aligned with its teacher's.
+
+    That is the largest student's stride in `objective.pairs` of the run's `recipe.toml`; 16, the default of a
+    distillation, for a run of `train` and for a folder without a recipe.
+    """
+    try:
+        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+        return max(int(pair["student"]) for pair in recipe["objective"]["pairs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ATTENTION_STRIDE
+
+
+def with_attention(network: nn.Module, stride: int) -> nn.Module:
+    """Returns a network that returns `(logits, attention)` in place of logits.
+
+    The attention `(B, H, W)` float32 is the channel mean of the squared activations of the stage, divided by its
+    largest value in each photo. In an int8 network it is computed from the rounded activations.
+
+    Args:
+        network: a timm model, or what `models.int8` made of one, which is copied.
+        stride: the stride of the stage, in pixels, as for `StageTap`.
+
+    Raises:
+        ModelError: the network has no stage of this stride. For a stage whose output has no height and width, the
+            returned network raises it.
+    """
+    if not isinstance(network, fx.GraphModule):
+        stage_info(network, stride)
+        return _Tapped(network, stride)
+    # A traced network has no stages left to tap, but each node knows the modules that it came from.
+    entry = stage_info(network, stride, network.meta.get("feature_info"))
+    tapped = copy.deepcopy(network)
+    inside = [node for node in tapped.graph.nodes if entry["module"] in node.meta.get("nn_module_stack", {})]
+    output = tapped.graph.output_node()
+    tapped.add_submodule("stage_attention", _StageAttention(int(entry["num_chs"])))
+    with tapped.graph.inserting_before(output):
+        attention = tapped.graph.call_module("stage_attention", (inside[-1],))
+    output.args = ((output.args[0], attention),)
+    tapped.recompile()
+    return tapped
+
+
+class _Tapped(nn.Module):
+    """Returns `(logits, attention)` of a network that was not traced."""
+
+    def __init__(self, network: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.network, self.stride = network, stride
+        self.train(network.training)
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        with StageTap(self.network, [self.stride]) as tap:
+            logits: Tensor = self.network(photos)
+            return logits, _unit_attention(tap.features()[self.stride])
+
+
+class _StageAttention(nn.Module):
+    """Computes the attention of a stage's output inside a traced network."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.dim() != 4 or features.shape[1] != self.channels:
+            remedy = "choose a model whose stages keep height and width, as MobileNetV3's do"
+            raise ModelError(f"a stage with output (B, {self.channels}, H, W)", str(tuple(features.shape)), remedy)
+        return _unit_attention(features)
+
+
+def _unit_attention(features: Tensor) -> Tensor:
+    attention = feature_attention(features)
+    return attention / attention.amax(dim=(1, 2), keepdim=True).clamp_min(_DEAD)

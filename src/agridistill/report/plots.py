@@ -67,11 +67,8 @@ def series_style(index: int) -> dict[str, Any]:
 def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plot:
     """Draws test accuracy against a cost, such as latency, on a logarithmic axis; a line joins the Pareto front.
 
-    Args:
-        points: one dict for each model: "name", "accuracy" and optionally its interval "low" and "high" (0 to 1), and
-            the cost under the key `x`.
-        x: key of the cost, such as "latency_ms_p50".
-        label: label of the cost's axis, with the unit.
+    Each point is a dict: "name", "accuracy" and optionally its interval "low" and "high" (0 to 1), and the cost under
+    the key `x`. `label` is that of the cost's axis, with the unit.
     """
     figure, axes = _create_figure()
     front = [points[index] for index in pareto([(point[x], point["accuracy"]) for point in points])]
@@ -149,9 +146,7 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
 def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: str) -> Plot:
     """Draws validation accuracy by epoch: for each candidate the mean of its seeds, and a band from lowest to highest.
 
-    Args:
-        curves: for each candidate one row per seed with the accuracy (0 to 1) after each epoch.
-        name: name of the plot's files.
+    `curves` has for each candidate one row per seed with the accuracy (0 to 1) after each epoch.
     """
     figure, axes = _create_figure()
     lowest = 100.0

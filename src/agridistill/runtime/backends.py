@@ -41,11 +41,7 @@ def package_of(engine: str) -> str:
 
 
 def engines_of_file(path: Path) -> tuple[str, ...]:
-    """Returns the names of the engines that run files with this suffix, the default first.
-
-    Raises:
-        ModelError: no engine runs such files.
-    """
+    """Returns the names of the engines that run files with this suffix, the default first; none is a ModelError."""
     engines = tuple(name for name, engine in ENGINES.items() if engine.suffix == path.suffix.lower())
     if not engines:
         known = ", ".join(SUFFIXES)
@@ -58,15 +54,7 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
 
     That is OpenVINO, if it is installed, for int8 `.onnx` files on x86 processors, and otherwise the first engine for
     the file's suffix. OpenVINO takes 0.4 s longer to start and saves half a millisecond a photo, so it is not chosen
-    for fewer than 1,000 photos.
-
-    Args:
-        artefact: the model file.
-        manifest: its manifest.
-        photos: number of photos that will be classified; None if unknown, which counts as many.
-
-    Raises:
-        ModelError: no engine runs such a file.
+    for fewer than 1,000 `photos`; None means many.
     """
     engines = engines_of_file(artefact)
     int8_on_x86 = manifest.precision == "int8" and platform.machine().lower() in _X86
@@ -79,10 +67,8 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
 def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the names of the engines that a run folder or an exported file should run in.
 
-    Args:
-        model: run folder or exported file.
-        wanted: names of engines; those that cannot run this kind of model are left out. "all" selects every installed
-            engine; an empty sequence selects the default.
+    Of the `wanted` names, those that cannot run this kind of model are left out. "all" selects every installed engine;
+    an empty sequence selects the default.
 
     Raises:
         ModelError: the model or an engine does not exist, or no wanted engine runs this kind of model.
@@ -106,13 +92,10 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Backend:
-    """Opens an exported model.
+    """Opens an exported model; its manifest `NAME.json` lies beside `NAME.onnx` or `NAME.tflite`.
 
-    Args:
-        path: `NAME.onnx` or `NAME.tflite`; its manifest `NAME.json` lies beside it.
-        engine: name of an engine in `ENGINES` that runs this kind of file; None takes `default_engine`.
-        threads: number of threads for one prediction; 0 takes one for each core.
-        photos: number of photos that will be classified, for the choice of the engine; None if unknown.
+    `engine` is a name in `ENGINES`; None takes `default_engine` for this number of `photos`. `threads` compute one
+    prediction; 0 takes one for each core.
 
     Raises:
         ModelError: the file or its manifest is missing, the manifest has another sha256, or the engine cannot run the
@@ -136,13 +119,14 @@ def return_freed_memory() -> None:
     An engine builds its own copy of a model and then frees the content of the file: 30 MB with a MobileNetV3-Large, a
     quarter of the process. Threads that decode photos fragment the memory as well.
     """
-    library = _glibc()
+    library = glibc()
     if library is not None:
         library.malloc_trim(0)
 
 
 @functools.cache
-def _glibc() -> ctypes.CDLL | None:
+def glibc() -> ctypes.CDLL | None:
+    """Returns the GNU C library; None with any other."""
     # libc_ver reads the whole file of the interpreter, so the result is cached.
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         return ctypes.CDLL("libc.so.6")
@@ -161,11 +145,7 @@ def model_path(model: Path | str, *, for_page: bool = False) -> Path:
     """Returns the path of a model that is given as a path or as the name of a shipped model.
 
     A model of that name in the current folder takes precedence. If neither exists, the argument is returned as a path,
-    and the caller reports the error.
-
-    Args:
-        model: the path or name.
-        for_page: whether to return, for a shipped model, the file that the phone page uses.
+    and the caller reports the error. `for_page` selects the form of a shipped model that the phone page takes.
     """
     path, shipped = Path(model), _shipped_file(str(model), _SHIPPED_FOR_PAGES if for_page else SHIPPED)
     return path if shipped is None or path.is_file() or (path / MANIFEST_NAME).exists() else shipped
@@ -174,12 +154,7 @@ def model_path(model: Path | str, *, for_page: bool = False) -> Path:
 def shipped_models() -> list[dict[str, Any]]:
     """Returns one dict for every shipped model, as `agridistill models --json` prints them.
 
-    Its keys are "name", "file", "page_file" (the form for the phone page), "size_bytes", "model", "precision",
-    "image_size", "classes", "test_accuracy", "test_accuracy_ci95", "test_photos", "val_accuracy", "val_photos" and
-    "threshold".
-
-    Raises:
-        ModelError: the manifest of a shipped model is missing or damaged.
+    "page_file" is the form for the phone page.
     """
     found = []
     for name in SHIPPED:

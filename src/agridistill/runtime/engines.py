@@ -53,11 +53,7 @@ class Backend(Protocol):
 
 
 def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
-    """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8, and checks their shape and values.
-
-    Raises:
-        ModelError: the logits have another shape than the manifest's classes require, or contain NaN or infinity.
-    """
+    """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8; raises a ModelError for others or NaN."""
     logits = np.asarray(backend.logits(pixels), np.float32)
     shape = (len(pixels), len(backend.manifest.classes))
     if logits.shape != shape:
@@ -68,12 +64,7 @@ def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
 
 
 class OnnxRuntimeBackend:
-    """Runs an `.onnx` file with ONNX Runtime.
-
-    Args:
-        path: the file; its sha256 has been checked.
-        manifest: its manifest.
-        threads: number of threads; 0 takes one for each core.
+    """Runs an `.onnx` file, whose sha256 has been checked, with ONNX Runtime; 0 threads means one for each core.
 
     Raises:
         MissingExtraError: the engine is not installed, or does not load on this machine.
@@ -110,11 +101,7 @@ class OnnxRuntimeBackend:
         return [self._copy] * number
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8.
-
-        Raises:
-            ModelError: the file was exported without attention.
-        """
+        """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8."""
         _require_attention(self._path, self._outputs)
         return self._computed(ATTENTION, pixels)
 
@@ -258,14 +245,7 @@ SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
 def _loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
     """Turns every exception in its block, in which an engine is imported and loads a file, into an AgriDistillError.
 
-    Args:
-        engine: name of the engine for messages.
-        path: the model file.
-        remedy: the remedy of the MissingExtraError.
-
-    Raises:
-        MissingExtraError: the engine is not installed, or cannot be loaded on this machine.
-        ModelError: the engine cannot run the file.
+    That is a MissingExtraError with the remedy if the engine cannot be imported, otherwise a ModelError.
     """
     try:
         yield
@@ -284,16 +264,9 @@ def _require_attention(path: Path, outputs: Sequence[str]) -> None:
 
 
 def _require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
-    """Checks that a model file has one input, uint8 photos of the size in its manifest.
+    """Raises a ModelError unless the file `fits`: it must have one input, uint8 photos of the size in its manifest.
 
-    Args:
-        path: the file.
-        found: a description of each input of the file, for the error.
-        manifest: the manifest of the file.
-        fits: whether the input is right; each engine checks this itself, because each describes inputs differently.
-
-    Raises:
-        ModelError: `fits` is False.
+    `found` describes each input of the file.
     """
     if not fits:
         size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"

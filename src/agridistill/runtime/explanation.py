@@ -141,17 +141,11 @@ def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | Non
 def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.float32]:
     """Measures how much the probability of a class drops if a part of the photo is covered with grey.
 
-    The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells covers each possible place in turn; the value
-    of a cell is the mean drop over the patches that cover it. If all values stay below 0.05, the measurement is
-    repeated with patches of 8 x 8 cells.
+    The photo `(S, S, 3)` is divided into 14 x 14 cells. A grey patch of 5 x 5 cells covers each possible place in turn;
+    the value of a cell is the mean drop over the patches that cover it. If all values stay below 0.05, the measurement
+    is repeated with patches of 8 x 8 cells.
 
-    Args:
-        backend: the model.
-        pixels: the photo, `(S, S, 3)` uint8.
-        label: index of the class.
-
-    Returns:
-        `(14, 14)` float32, 0 to 1; 0 for cells that raise the probability when they are covered.
+    Returns `(14, 14)` float32, 0 to 1; 0 for cells that raise the probability when they are covered.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
     """

@@ -56,10 +56,8 @@ _AHEAD = 3
 def expand(paths: Iterable[Path]) -> list[Path]:
     """Returns the photos to predict: each file of `paths`, and in place of each folder its photos, sorted by path.
 
-    Subfolders are searched as well. A warning gives the number of files in the folders that are not photos.
-
-    Raises:
-        DataError: a path does not exist, a folder has no photos, or a folder cannot be read.
+    Subfolders are searched as well. A warning gives the number of files in the folders that are not photos. A path that
+    does not exist or cannot be read, and a folder without photos, is a DataError.
     """
     photos: list[Path] = []
     others: list[str] = []
@@ -98,21 +96,15 @@ def _photos_below(folder: Path, others: list[str]) -> list[Path]:
 
 
 def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
-    """Reads one photo as the model's input, `(S, S, 3)` uint8, RGB.
-
-    Raises:
-        PhotoError: the photo cannot be read, or `source` has the wrong type or shape.
-    """
+    """Reads one photo as the model's input, `(S, S, 3)` uint8, RGB; raises the errors of `read_source`."""
     return to_pixels(read_source(source, shorter_side=enough_pixels(preprocessing)), preprocessing)
 
 
 def read_source(source: object, *, shorter_side: int | None = None) -> Image.Image:
-    """Reads one photo as an upright 8-bit RGB image.
+    """Reads one photo, a `PhotoSource`, as an upright 8-bit RGB image.
 
-    Args:
-        source: a path, the bytes of a file, an array or a Pillow image (`PhotoSource`).
-        shorter_side: number of pixels that the caller needs on the shorter side: large files are decoded at a reduced
-            size to save time (see `read_photo`). None reads the full size. Arrays and Pillow images keep their size.
+    `shorter_side` is the number of pixels that the caller needs on the shorter side: large files are decoded at a
+    reduced size to save time (see `read_photo`). None reads the full size. Arrays and Pillow images keep their size.
 
     Raises:
         PhotoError: the photo cannot be read, the array is not `(H, W, 3)` uint8, or `source` has another type.
@@ -161,7 +153,7 @@ def read_batches(
     `pixels` is `(S, S, 3)` uint8, or the PhotoError of a photo that cannot be read. At most two batches are in memory:
     the one in use and the next. Only one photo of more than 25 million pixels is decoded at a time.
     """
-    photos = _in_threads(_Reader(preprocessing), sources, threads=_threads(), ahead=batch_size)
+    photos = _in_threads(_reader(preprocessing), sources, threads=_threads(), ahead=batch_size)
     while batch := list(itertools.islice(photos, batch_size)):
         yield batch
 
@@ -179,13 +171,11 @@ ComputedPhoto = tuple[PhotoSource, Computed | PhotoError]
 def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_size: int) -> Iterator[ComputedPhoto]:
     """Reads photos, computes their logits, and yields pairs (source, result) in the order of `sources`.
 
-    The result is the PhotoError of a photo that cannot be read.
+    The result is the PhotoError of a photo that cannot be read. A model that returns NaN, infinity or logits of a wrong
+    shape is a ModelError.
 
     The engine of a file works in several threads: each reads a photo and computes its logits with a copy of the engine
     that has a single thread. A run folder's network computes `batch_size` photos at a time while threads read the next.
-
-    Raises:
-        ModelError: the model returns NaN, infinity or logits of a wrong shape.
     """
     copies = getattr(backend, "copies", None)
     if copies is None or (isinstance(sources, Sequence) and len(sources) <= _FEW):
@@ -199,7 +189,7 @@ def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_si
     idle: SimpleQueue[Backend] = SimpleQueue()
     for one in copies(threads):
         idle.put(one)
-    read = _Reader(backend.manifest.preprocessing)
+    read = _reader(backend.manifest.preprocessing)
 
     def compute(source: PhotoSource) -> ComputedPhoto:
         _, pixels = read(source)
@@ -214,18 +204,18 @@ def compute_photos(backend: Backend, sources: Iterable[PhotoSource], *, batch_si
     yield from _in_threads(compute, sources, threads=threads, ahead=_AHEAD * threads)
 
 
-class _Reader:
-    """Reads photos, and returns the error of a photo that cannot be read; decodes only one large photo at a time."""
+def _reader(preprocessing: Preprocessing) -> Callable[[PhotoSource], ReadPhoto]:
+    """Returns a function that reads one photo or returns its error, and decodes only one large photo at a time."""
+    one_large = threading.Lock()
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self._preprocessing, self._one_large = preprocessing, threading.Lock()
-
-    def __call__(self, source: PhotoSource) -> ReadPhoto:
+    def read(source: PhotoSource) -> ReadPhoto:
         try:
-            with self._one_large if _is_large(source) else contextlib.nullcontext():
-                return source, read_pixels(source, self._preprocessing)
+            with one_large if _is_large(source) else contextlib.nullcontext():
+                return source, read_pixels(source, preprocessing)
         except PhotoError as error:
             return source, error
+
+    return read
 
 
 def _threads(wanted: int = 0) -> int:

@@ -55,13 +55,9 @@ class QualitySettings:
 
 
 def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
-    """Returns the first limit that a photo breaks, in words, or "" if it breaks none.
+    """Returns the first limit that the model's input `(S, S, 3)` uint8 breaks, in words, or "" if it breaks none.
 
     The words are "too dark", "too bright", "no leaf to be seen", "blurred" and "smeared or cut off".
-
-    Args:
-        pixels: the photo as the model gets it, `(S, S, 3)` uint8.
-        settings: the limits.
 
     Example:
         >>> quality_problem(np.zeros((64, 64, 3), np.uint8), QualitySettings())
@@ -110,11 +106,7 @@ class Familiarity:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Familiarity:
-        """Makes a `Familiarity` from a document that `to_json` returned.
-
-        Raises:
-            ModelError: a key is missing, or its value is not a list of finite numbers of the right length.
-        """
+        """Makes a `Familiarity` from a document that `to_json` returned; a ModelError says what is wrong with it."""
         try:
             mean = np.asarray(document["mean"], np.float64)
             lower = np.asarray(document["whitening"], np.float64)
@@ -131,19 +123,7 @@ class Familiarity:
 
 
 def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[NDArray[np.float64]]) -> Familiarity:
-    """Fits a `Familiarity` to training photos, and its limit to photos that the model did not learn from.
-
-    Args:
-        training: `figures` of at least 2 training photos, each `(54,)`.
-        held_out: `figures` of at least 1 other photo.
-
-    Raises:
-        ValueError: there are too few photos.
-    """
-    if len(training) < 2 or not held_out:
-        raise ValueError(
-            f"expected at least 2 training photos and 1 held-out photo, got {len(training)} and {len(held_out)}"
-        )
+    """Fits a `Familiarity` to the `figures` of at least 2 training photos, its limit to those of other photos."""
     rows = np.stack(training)
     mean, deviation = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
     scaled = (rows - mean) / deviation
@@ -235,12 +215,7 @@ class Prediction:
 
 
 def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]]) -> str:
-    """Writes a verdict as a text.
-
-    Args:
-        verdict: "answer", "unsure", "unfamiliar" or "unusable".
-        reason: why it is not "answer"; only the texts of "unusable" and "unfamiliar" contain it.
-        top: the most probable classes with their probabilities, best first.
+    """Writes a verdict as a text; only the texts of "unusable" and "unfamiliar" contain the reason.
 
     Example:
         >>> verdict_words("answer", "", [("Late_blight", 0.931)])

@@ -45,15 +45,9 @@ def compare(
 
     `agridistill.compare` documents `data`, `teacher`, `split_file`, `jobs`, `evidence` and `progress`.
 
-    Args:
-        out: folder of the study. It gets the folders `runs` and `logs`, the file `compare.json`, and the folder
-            `teacher` if the study trains a teacher.
-        plan: the runs of the study.
-        layout: where the photos' labels come from.
-        tell: called with a line of text for each finished run and each warning.
-
-    Returns:
-        The content of `compare.json`; see `summarise`.
+    The folder `out` gets the folders `runs` and `logs`, the file `compare.json`, whose content is returned (see
+    `summarise`), and the folder `teacher` if the study trains a teacher. `tell` is called with a line of text for each
+    finished run and each warning.
 
     Raises:
         AgriDistillError: `out` holds a run with other settings, a run failed, or data or teacher cannot be used.
@@ -107,14 +101,7 @@ def gather_for(
     """Measures robustness, calibration and attention of runs, and writes the results to `folder`.
 
     It writes `NAME.json` for each run, and `gallery.json` with attention maps of all runs. Files that exist already for
-    the same weights are not written again.
-
-    Args:
-        runs: run folders by name.
-        data: the data folder.
-        folder: folder of the results.
-        layout: where the photos' labels come from.
-        progress: called with (photos done, photos in all).
+    the same weights are not written again. `progress` is called with (photos done, photos in all).
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     for name, run in runs.items():
@@ -130,11 +117,7 @@ def gather_for(
 
 
 def _missing_jobs(out: Path, plan: ComparePlan, teacher: Path | None, split_file: Path | None) -> list[Job]:
-    """Returns the jobs that have no result yet.
-
-    Raises:
-        RunError: a run in `out` has other settings, another test split or another teacher.
-    """
+    """Returns the jobs that have no result yet; a run with another recipe, teacher or test split is a RunError."""
     own_teacher = RunFolder(out / TEACHER)
     if teacher is None and plan.needs_teacher and own_teacher.recipe.exists():
         _require_same(own_teacher, plan.teacher, TEACHER, None)
@@ -201,7 +184,4 @@ class _Tracker:
 
 
 def _epochs_in(metrics: Path) -> int:
-    try:
-        return max(0, len(metrics.read_text(encoding="utf-8").splitlines()) - 1)
-    except OSError:
-        return 0
+    return max(0, len(metrics.read_text(encoding="utf-8").splitlines()) - 1) if metrics.exists() else 0

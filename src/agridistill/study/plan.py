@@ -199,16 +199,8 @@ def plan_study(
 ) -> ComparePlan:
     """Lists the runs of a study with their complete settings: one for each budget, candidate and seed.
 
-    A run has the settings of the recipe with the changes of its budget, then of its candidate, then `overrides`.
-
-    Args:
-        settings: the section `compare` of the recipe.
-        teacher: settings of the teacher, if the study trains one.
-        config_of: returns the settings of the recipe with changes, each `key=value`.
-        overrides: changes for all runs, each `key=value`.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    A run has the settings of the recipe (`config_of`) with the changes of its budget, then of its candidate, then
+    `overrides`, each `key=value`. A value of the wrong type or range, or an unknown name is a ConfigError.
     """
     rows = [
         (budget, candidate, settings.seeds_of(budget, candidate))
@@ -228,10 +220,7 @@ def plan_study(
 def plan_search(settings: CompareSettings, config_of: ConfigOf, overrides: Sequence[str]) -> SearchPlan:
     """Prepares a search, whose trials are runs of one candidate under one budget with different settings.
 
-    The arguments are those of `plan_study`. The lowest and the highest value of each searched setting are checked.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    Arguments and errors are those of `plan_study`. Lowest and highest value of each searched setting are checked.
     """
     search = replace(settings.search, budget=settings.search.budget or settings.budgets[0].name)
     budgets = {budget.name: budget for budget in settings.budgets}
@@ -262,17 +251,12 @@ def _job_config(
 
     method = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
     if not method and not candidate.set:
-        raise ConfigError(
-            "a candidate that has the name of a method or changes a setting",
-            f"the candidate '{candidate.name}' without 'set'",
-            nearest(candidate.name, METHODS),
-        )
+        expected = "a candidate that has the name of a method or changes a setting"
+        raise ConfigError(expected, f"the candidate '{candidate.name}' without 'set'", nearest(candidate.name, METHODS))
     config = config_of([*budget.set, *method, *candidate.set, *changes])
     get_method(config.objective.method)
     if config.distill.processes > 1:
-        raise ConfigError(
-            "one device for each run of a study",
-            f"devices {config.distill.devices}, nodes {config.distill.nodes}",
-            "set both to 1, and pass --jobs to train several runs at the same time",
-        )
+        expected = "one device for each run of a study"
+        got = f"devices {config.distill.devices}, nodes {config.distill.nodes}"
+        raise ConfigError(expected, got, "set both to 1, and pass --jobs to train several runs at the same time")
     return config

@@ -52,18 +52,10 @@ def search(
     split is not used. A later call resumes an interrupted trial in its folder; a killed trial, once its last heartbeat
     is 60 s old. Several machines may share one storage and one folder.
 
-    Args:
-        data: the data folder; `data`, `teacher`, `layout` and `split_file` are as for `distill`.
-        out: folder of the study. It gets the runs of the trials in `search/NAME`, and the result `search-NAME.json`;
-            NAME is `CANDIDATE-BUDGET`. With `storage` None it also gets the database `search.db`.
-        plan: the candidate and the values to try.
-        trials: number of finished trials to reach.
-        storage: URL of a database for Optuna; None uses SQLite in `out`.
-        progress: called with (finished trials, `trials`).
-        tell: called with a line of text for each finished trial.
-
-    Returns:
-        The content of `search-NAME.json`: "candidate", "budget", "value" (how trials are rated), "trials" and "best".
+    The folder `out` gets the runs of the trials in `search/NAME`, and the result `search-NAME.json`, whose content is
+    returned; NAME is `CANDIDATE-BUDGET`. `storage` is the URL of a database for Optuna; None uses SQLite in `out`.
+    `data`, `teacher`, `layout` and `split_file` are as for `distill`. `tell` is called with a line of text for each
+    finished trial.
 
     Raises:
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search with another recipe.
@@ -132,11 +124,8 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
     config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
     if study.user_attrs.get(_RECIPE) not in (None, recipe):
-        raise RunError(
-            f"the recipe that the search '{name}' was started with",
-            "a recipe with other settings",
-            "undo the change, or choose another --out or --storage",
-        )
+        remedy = "undo the change, or choose another --out or --storage"
+        raise RunError(f"the recipe that the search '{name}' was started with", "a recipe with other settings", remedy)
     study.set_user_attr(_RECIPE, recipe)
     return study
 

@@ -60,14 +60,6 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarises the runs of the finished study in `out`, and computes predictions on the test split that are missing.
 
-    Args:
-        data: the data folder.
-        out: folder of the study.
-        plan: the runs of the study.
-        teacher: run folder of the teacher; None without a teacher.
-        layout: where the photos' labels come from.
-        progress: called with (photos done, photos in all) for each run whose predictions are missing.
-
     Returns:
         The content of `compare.json`: the teacher's figures and a list "budgets". Each budget has "rows", "best",
         "best_against" and "mcnemar". A row describes a candidate: its runs, means and standard deviations over seeds,
@@ -87,11 +79,9 @@ def summarise(
     first = runs[0]
     for run in runs:
         if run.predictions.paths != first.predictions.paths:
-            raise RunError(
-                "one test split for all runs of a study",
-                f"different test photos in '{run.job.name}' and in '{first.job.name}'",
-                "train all runs with the same --splits FILE, in another --out",
-            )
+            expected = "one test split for all runs of a study"
+            got = f"different test photos in '{run.job.name}' and in '{first.job.name}'"
+            raise RunError(expected, got, "train all runs with the same --splits FILE, in another --out")
     settings = plan.settings
     by_budget = [(budget, [run for run in runs if run.job.budget == budget.name]) for budget in settings.budgets]
     has_teacher = teacher is not None and RunFolder(teacher).evaluation.exists()
@@ -207,18 +197,11 @@ def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> d
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean accuracy of a method minus that of a baseline on the same photos, with a confidence interval.
+    """The mean accuracy of a method minus that of a baseline on the same photos, with a confidence interval."""
 
-    Attributes:
-        points: the difference in percentage points; above 0 the method is better.
-        points_ci95: its 95 % interval.
-        of_leaves_alone: True if one of the two has a single run. The interval then covers the choice of leaves but not
-            chance in training, so it is too narrow.
-    """
-
-    points: float
+    points: float  # percentage points; above 0 the method is better
     points_ci95: tuple[float, float]
-    of_leaves_alone: bool
+    of_leaves_alone: bool  # one of the two has a single run: the interval lacks chance in training, and is too narrow
 
 
 def paired_difference(
@@ -242,21 +225,7 @@ def paired_difference(
         baseline: `(R, N)` bool: the same for the baseline with R seeds, on the same photos.
         leaf_ids: the leaf id of each of the N photos.
         paired_seeds: whether both have the same seeds in the same order; the error is then that of the differences.
-        resamples: number of resamples.
-        seed: seed of the random numbers.
-
-    Raises:
-        ValueError: the shapes do not match.
     """
-    if method.ndim != 2 or baseline.ndim != 2 or method.shape[1] != baseline.shape[1]:
-        raise ValueError(
-            f"expected two arrays (seeds, photos) of the same photos, got shapes {method.shape} and {baseline.shape}"
-        )
-    if len(leaf_ids) != method.shape[1] or (paired_seeds and len(method) != len(baseline)):
-        raise ValueError(
-            f"expected one leaf id for each photo, and as many seeds in both arrays if they are paired, got "
-            f"{len(leaf_ids)} leaf ids, shapes {method.shape} and {baseline.shape}"
-        )
     names, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos = np.bincount(leaf)
     gains = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))

@@ -45,19 +45,14 @@ class Order:
     layout: Layout = FOLDERS
 
     def carry_out(self) -> None:
-        """Trains the run, or resumes it if it is unfinished.
-
-        Raises:
-            AgriDistillError: raised by `distill` or `train`.
-        """
+        """Trains the run, or resumes it if it is unfinished; raises the errors of `distill` and `train`."""
         resume = RunFolder(self.out).recipe.exists()
         split_file = None if resume else self.split_file
         if isinstance(self.config, TrainConfig):
             train(self.data, self.out, self.config, layout=self.layout, split_file=split_file, resume=resume)
         else:
-            distill(
-                self.data, self.teacher, self.out, self.config, layout=self.layout, split_file=split_file, resume=resume
-            )
+            own = (self.data, self.teacher, self.out, self.config)
+            distill(*own, layout=self.layout, split_file=split_file, resume=resume)
 
 
 def run_side_by_side(
@@ -77,7 +72,6 @@ def run_side_by_side(
     Args:
         orders: the runs by name, in the order of their start.
         logs: folder of the log files, one for each run; an existing log is continued.
-        slots: largest number of processes at the same time, each with a GPU or a share of the processor.
         total: number of runs of the study, for the error.
         on_tick: called about twice a second.
         on_end: called with the name of each finished run.
@@ -174,10 +168,7 @@ def _stop(running: Sequence[_Run]) -> None:
 
 
 def worker_environment(slot: int, slots: int) -> dict[str, str]:
-    """Returns environment variables that give a process one of the visible GPUs, or without a GPU a share of the cores.
-
-    `slot` is the number of the process among the `slots` processes at the same time, from 0.
-    """
+    """Returns variables that give process number `slot` one of the GPUs, or without a GPU a share of the cores."""
     gpus = torch.cuda.device_count()
     if gpus:
         # Keep the names that the user set: numbers, GPU-… or MIG-….

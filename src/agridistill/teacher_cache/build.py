@@ -38,7 +38,6 @@ from agridistill.teacher_cache.store import (
     building,
     differences,
     digest_of,
-    map_field,
     read_document,
 )
 
@@ -62,10 +61,6 @@ def gather_all(own: Any) -> Sequence[Any]:
 @contextlib.contextmanager
 def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
     """A context manager that waits at its end for all processes, and raises an error in each if one has failed.
-
-    Args:
-        gather: exchanges values between the processes.
-        rank: rank of this process, from 0.
 
     Raises:
         PeerError: another process has failed. The failed process with the lowest rank raises its own error instead.
@@ -91,12 +86,7 @@ def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
 def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
     """Converts a teacher's outputs to float16, as the cache stores them, with each map scaled to a maximum of 1.
 
-    Args:
-        logits: `(B, K)`, float32.
-        maps: attention maps `(B, H, W)` or `(B, M, H, W)` by stride, float32.
-
-    Returns:
-        Logits and maps of the same shapes, in float16.
+    The shapes stay: logits `(B, K)` and attention maps `(B, H, W)` or `(B, M, H, W)` by stride.
 
     Raises:
         RunError: a value is NaN or infinite, or a logit is too large for float16.
@@ -106,25 +96,17 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
     # All checks are read from the GPU in one transfer, because each transfer makes the CPU wait.
     if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
-        raise RunError(
-            "a teacher with logits within ±65,504 and finite attention maps",
-            "larger logits, NaN or infinity",
-            "train the teacher again with a lower --lr",
-        )
+        expected = "a teacher with logits within ±65,504 and finite attention maps"
+        raise RunError(expected, "larger logits, NaN or infinity", "train the teacher again with a lower --lr")
     return stored, stored_maps
 
 
 def load_teacher(
     teacher: Path, strides: Sequence[int], kind: TeacherKind, *, per_head: bool, features: Sequence[int] = ()
 ) -> LiveTeacher:
-    """Loads the network of a finished run as a teacher, which computes in the precision of its training.
+    """Loads the network of the finished run `teacher`, which computes in the precision of its training.
 
-    Args:
-        teacher: the run folder.
-        strides: strides of the stages whose attention maps are needed, in input pixels; may be empty.
-        kind: "activation" or "window"; see `LiveTeacher`.
-        per_head: for "window", whether each attention head gives its own map.
-        features: strides of the stages whose feature maps are needed; may be empty.
+    The other arguments are those of `LiveTeacher`.
     """
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
@@ -147,10 +129,7 @@ class UncachedTeacher:
         self.map_counts, self.feature_counts = live.map_counts, live.feature_counts
 
     def outputs(self, batch: Batch) -> TeacherOutputs:
-        """Computes the teacher's outputs for a batch; logits and maps have values rounded to float16.
-
-        Raises the errors of `to_float16`.
-        """
+        """Computes the teacher's outputs for a batch, rounded to float16; raises the errors of `to_float16`."""
         live = self._live.outputs(batch.pixels)
         logits, maps = to_float16(live.logits, live.maps)
         return TeacherOutputs(logits.float(), {stride: map_.float() for stride, map_ in maps.items()}, live.features)
@@ -164,7 +143,6 @@ class CachedTeacher:
     Args:
         caches: folder with all caches of the teacher; each cache is a folder in it, named by a digest of its key.
         key: the result of `cache_key`.
-        viewing: the training photos and their views.
         load: loads the teacher's network; called only if outputs are missing.
     """
 
@@ -229,12 +207,10 @@ class CachedTeacher:
         if wrong.any():
             self._cache.forget(photos[wrong], views[wrong])
             path = self.viewing.samples[photos[wrong][0]].path
-            raise RunError(
-                "the teacher's outputs for every photo of this batch",
-                f"none for '{path}' in '{self.folder}', because this photo could not be read when the cache was built",
-                "continue with --resume, which computes these outputs again",
-            )
-        maps = {stride: self._tensor(records[map_field(stride)]) for stride in self.layout.maps}
+            expected = "the teacher's outputs for every photo of this batch"
+            got = f"none for '{path}' in '{self.folder}', because this photo could not be read when the cache was built"
+            raise RunError(expected, got, "continue with --resume, which computes these outputs again")
+        maps = {stride: self._tensor(records[f"map_s{stride}"]) for stride in self.layout.maps}
         features = {
             stride: decode(Codes(*(self._tensor(records[f"{name}_s{stride}"]) for name in ("features", "scale"))))
             for stride in self.layout.features
@@ -256,8 +232,7 @@ class CachedTeacher:
         Args:
             device: the device on which the teacher runs, and of the tensors that `outputs` returns.
             workers: number of data-loader processes.
-            rank: rank of this process, from 0.
-            world: number of processes.
+            rank: rank of this process, from 0, among the `world` processes.
             gather: exchanges values between the processes; tests replace it.
             progress: called with (views done, views to compute), estimated for all processes from this one's share.
 
@@ -284,11 +259,9 @@ class CachedTeacher:
             self.close()
         self._cache = self._cache or self._open()
         if not self._cache.built():
-            raise RunError(
-                "a cache folder that all machines share",
-                f"'{self.folder}', which lacks the outputs that the other machines have computed",
-                "pass a folder on a shared disk as --cache-dir",
-            )
+            expected = "a cache folder that all machines share"
+            got = f"'{self.folder}', which lacks the outputs that the other machines have computed"
+            raise RunError(expected, got, "pass a folder on a shared disk as --cache-dir")
 
     def close(self) -> None:
         """Closes the cache's files; before the next `outputs`, call `prepare` again."""
@@ -324,7 +297,7 @@ class CachedTeacher:
                     logits, maps = to_float16(outputs.logits, outputs.maps)
                     records["seed"][rows], records["logits"][rows] = batch.seed.numpy(), logits.cpu().numpy()
                     for stride, map_ in maps.items():
-                        records[map_field(stride)][rows] = map_.cpu().numpy()
+                        records[f"map_s{stride}"][rows] = map_.cpu().numpy()
                     for stride, projection in projections.items():
                         codes = projection.encode(outputs.features[stride])
                         records[f"features_s{stride}"][rows] = codes.values.cpu().numpy()

@@ -67,11 +67,9 @@ def kept_channels(shape: Sequence[int], stages: int) -> int:
 
 
 def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, int]) -> dict[int, Projection]:
-    """Computes the principal components of features over all photos and positions.
+    """Computes the principal components of features `(B, channels, H, W)` by stride over all photos and positions.
 
-    Args:
-        batches: batches of features `(B, channels, H, W)` by stride.
-        kept: number of components by stride.
+    `kept` is the number of components by stride.
 
     Raises:
         RunError: there is no batch, because no photo can be read.
@@ -109,11 +107,7 @@ def write_projections(path: Path, projections: Mapping[int, Projection]) -> None
 
 
 def read_projections(path: Path, strides: Iterable[int]) -> dict[int, Projection]:
-    """Reads projections from a file of `write_projections`.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
+    """Reads projections from a file of `write_projections`; a missing or damaged one is a RunError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {
@@ -121,8 +115,6 @@ def read_projections(path: Path, strides: Iterable[int]) -> dict[int, Projection
                 for stride in strides
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"the projection of the teacher's features in '{path}'",
-            f"none that can be read ({type(error).__name__})",
-            "delete the folder of this cache; the cache is then built again",
-        ) from None
+        expected = f"the projection of the teacher's features in '{path}'"
+        got = f"none that can be read ({type(error).__name__})"
+        raise RunError(expected, got, "delete the folder of this cache; the cache is then built again") from None

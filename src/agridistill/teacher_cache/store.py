@@ -68,15 +68,13 @@ def cache_key(
     per_head: bool,
     features: bool = False,
 ) -> Key:
-    """Returns the key of a cache: a dict of everything that determines the teacher's outputs.
-
-    Two caches with equal keys hold the same outputs.
+    """Returns the key of a cache: everything that determines the teacher's outputs; equal keys mean the same outputs.
 
     Args:
         viewing: the training photos and their views (augmented versions).
         teacher: manifest of the teacher's run.
         strides: strides of the teacher's stages whose attention maps are stored, in input pixels.
-        kind: how attention maps are computed: from activations or from attention windows.
+        kind: how attention maps are computed; see `LiveTeacher`.
         per_head: whether each attention head has its own map.
         features: whether compressed features of the same stages are stored as well.
     """
@@ -110,10 +108,7 @@ def digest_of(key: Key) -> str:
 
 
 def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
-    """Returns a text such as "views: 8 in the cache, 16 in this run" for each entry in which two keys differ.
-
-    Long digests are shortened to 12 digits.
-    """
+    """Returns a text such as "views: 8 in the cache, 16 in this run" for each entry in which two keys differ."""
     differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
     texts = [f"{part}: {stored.get(part)} in the cache, {current.get(part)} in this run" for part in differing]
     return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
@@ -145,7 +140,7 @@ class CacheLayout:
         are features "features_s16" with their "scale_s16".
         """
         fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
-        fields += [(map_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
+        fields += [(f"map_s{stride}", "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
         for stride, shape in sorted(self.features.items()):
             fields += [(f"features_s{stride}", "i1", tuple(shape)), (f"scale_s{stride}", "<f4")]
         return np.dtype(fields)
@@ -172,11 +167,6 @@ class CacheLayout:
             yield Block(number, view, index * BLOCK_PHOTOS, min((index + 1) * BLOCK_PHOTOS, self.photos))
 
 
-def map_field(stride: int) -> str:
-    """Returns the name of a record's field for the attention map at a stride, such as "map_s16"."""
-    return f"map_s{stride}"
-
-
 def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
     """Reads the key and the layout of the cache in a folder from `cache.json`; returns None if there is no such file.
 
@@ -199,11 +189,7 @@ def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
 
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """A context manager that creates the folder of a cache and locks it; if another run has locked it, it waits.
-
-    Raises:
-        RunError: the folder cannot be created or written.
-    """
+    """A context manager that creates the folder of a cache and locks it; if another run has locked it, it waits."""
     with contextlib.ExitStack() as held:
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,13 +204,8 @@ def building(folder: Path) -> Iterator[None]:
 class TeacherCache:
     """An open cache of a teacher's outputs, which can be read and extended block by block.
 
-    A cache with fewer views of each photo than `views` is extended; one with more views is used unchanged.
-
-    Args:
-        folder: the folder of the cache; the folder and its files are created if they do not exist.
-        key: the result of `cache_key`.
-        layout: the shape of the records.
-        views: number of views of each photo, at least 1.
+    A cache with fewer views of each photo than `views` is extended; one with more views is used unchanged. The folder
+    and its files are created if they do not exist.
 
     Raises:
         RunError: the folder holds a damaged cache or one with another key or layout, or the disk is full.
@@ -238,11 +219,9 @@ class TeacherCache:
             if stored[1] != layout:
                 differing.append(f"layout: {asdict(stored[1])} in the cache, {asdict(layout)} in this run")
             if differing:
-                raise RunError(
-                    f"a teacher cache for this teacher, data and recipe in '{folder}'",
-                    f"one that differs: {'; '.join(differing[:3])}",
-                    "delete that folder or choose another --cache-dir",
-                )
+                expected = f"a teacher cache for this teacher, data and recipe in '{folder}'"
+                got = f"one that differs: {'; '.join(differing[:3])}"
+                raise RunError(expected, got, "delete that folder or choose another --cache-dir")
         with _disk_errors(folder):
             if stored is None:
                 # Without the document the origin of the records is unknown: delete them before writing it.
@@ -253,13 +232,9 @@ class TeacherCache:
             self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
-        """Returns the blocks that this process has to compute: blocks that are not written yet, or damaged.
+        """Returns those of every `world`-th block, from `rank` on, that are not written yet, or are damaged.
 
-        Every `world`-th block belongs to this process. Each is read once to check it; damaged blocks are logged.
-
-        Args:
-            rank: rank of this process, from 0.
-            world: number of processes.
+        Each is read once to check it; damaged blocks are logged.
         """
         missing, damaged, size, projection = [], 0, self.layout.dtype.itemsize, self._projection_checksum()
         for block in self.layout.blocks(self.views):
@@ -276,11 +251,7 @@ class TeacherCache:
         return missing
 
     def write(self, block: Block, records: NDArray[np.void]) -> None:
-        """Writes the records of a block to the disk, then its checksum, which marks the block as complete.
-
-        Raises:
-            RunError: the disk is full or cannot be written.
-        """
+        """Writes the records of a block to the disk, then its checksum, which marks the block as complete."""
         content = records.tobytes()
         checksum = _BUILT + zlib.crc32(content, self._projection_checksum())
         with _disk_errors(self.folder):
@@ -289,14 +260,7 @@ class TeacherCache:
             _write_at(self._checksums_file, checksum.to_bytes(8, "little"), 8 * block.number)
 
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
-        """Reads the teacher's outputs for B pairs of a photo and a view into memory.
-
-        Args:
-            photos: `(B,)`, numbers of the photos in the cache, from 0.
-            views: `(B,)`, number of a view for each of these photos, from 0.
-
-        Returns:
-            `(B,)` records of the type `layout.dtype`.
+        """Reads the records `(B,)` of B pairs of a photo and a view, each given by its number from 0.
 
         Raises:
             RunError: the file has become shorter since it was opened.
@@ -316,12 +280,7 @@ class TeacherCache:
         return len(checksums) == count and bool(checksums.all())
 
     def forget(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> None:
-        """Marks the blocks that contain B pairs of a photo and a view as not written; `missing` then returns them.
-
-        Args:
-            photos: `(B,)`, numbers of the photos in the cache, from 0.
-            views: `(B,)`, number of a view for each of these photos, from 0.
-        """
+        """Marks the blocks of B pairs of a photo and a view (as for `read`) as not written, for `missing`."""
         with _disk_errors(self.folder):
             for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):
                 _write_at(self._checksums_file, bytes(8), 8 * number)

@@ -46,18 +46,11 @@ class SameEverywhere(Callback):
         self.document = document
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Compares the document of this process with that of rank 0.
-
-        Raises:
-            RunError: a value differs.
-        """
+        """Compares the document of this process with that of rank 0; raises a RunError if a value differs."""
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
-                raise RunError(
-                    f"the same {name} in every process",
-                    f"different {name} in the processes 0 and {trainer.global_rank}",
-                    f"give all machines the same {name}",
-                )
+                got = f"different {name} in the processes 0 and {trainer.global_rank}"
+                raise RunError(f"the same {name} in every process", got, f"give all machines the same {name}")
 
 
 class BuildCache(Callback):
@@ -68,14 +61,9 @@ class BuildCache(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Builds the cache; rank 0 shows the progress."""
+        rank, world = trainer.global_rank, trainer.world_size
         with self._progress() if trainer.is_global_zero else contextlib.nullcontext(silent) as progress:
-            self.teacher.prepare(
-                module.device,
-                workers=self.workers,
-                rank=trainer.global_rank,
-                world=trainer.world_size,
-                progress=progress,
-            )
+            self.teacher.prepare(module.device, workers=self.workers, rank=rank, world=world, progress=progress)
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[ProgressCallback]:
@@ -107,12 +95,8 @@ class FitHead(Callback):
     """Fits the network's classifier to features of the frozen backbone before the first step (`head_first = true`).
 
     It uses up to 4 views (augmented versions) of each photo. Their features are stored in the user's cache folder, so
-    that later runs with the same backbone, photos and augmentation do not compute them again.
-
-    Args:
-        viewing: the training photos and their views.
-        workers: number of data-loader processes.
-        balance: gives each class the same weight, whatever its number of photos.
+    that later runs with the same backbone, photos and augmentation do not compute them again. `balance` gives each
+    class the same weight, whatever its number of photos.
     """
 
     def __init__(self, viewing: Viewing, *, workers: int, balance: bool = False) -> None:
@@ -182,18 +166,11 @@ class FitHead(Callback):
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """Returns the linear classifier of a timm network.
-
-    Raises:
-        ConfigError: the classifier is not a linear layer.
-    """
+    """Returns the linear classifier of a timm network; any other classifier is a ConfigError."""
     head: Any = getattr(model, "get_classifier", lambda: None)()
     if not isinstance(head, nn.Linear):
-        raise ConfigError(
-            "a network with a linear classifier, because head_first = true",
-            type(model).__name__,
-            "set head_first = false",
-        )
+        expected = "a network with a linear classifier, because head_first = true"
+        raise ConfigError(expected, type(model).__name__, "set head_first = false")
     return head
 
 
@@ -201,13 +178,9 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 def fit_classifier(
     head: nn.Linear, features: NDArray[np.float32], target: NDArray[np.int64], *, balance: bool = False
 ) -> None:
-    """Sets the weights of a classifier by multinomial logistic regression with scikit-learn.
+    """Sets the weights of a classifier by multinomial logistic regression on features `(N, C)` with scikit-learn.
 
-    Args:
-        head: the classifier, from C features to K classes.
-        features: `(N, C)`, features of N views of photos.
-        target: `(N,)` class indices; every class occurs at least once.
-        balance: gives each class the same weight, whatever its number of rows.
+    Every class occurs at least once in the class indices `(N,)`. `balance` gives each class the same weight.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
@@ -234,9 +207,6 @@ class AveragedWeights(Callback):
 
     Step n sets average = d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)), as TensorFlow's
     `ExponentialMovingAverage` does.
-
-    Args:
-        decay: largest d, 0 to 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -300,10 +270,6 @@ class BestWeights(Callback):
     This is the epoch with the highest validation accuracy; among equals, the one with the lowest negative
     log-likelihood. With fewer than 200 validation photos it is the last epoch, because so few photos would select an
     early epoch by chance.
-
-    Args:
-        path: the weights file to write.
-        photos: number of photos in the validation split.
     """
 
     FEW_PHOTOS = 200

@@ -65,11 +65,7 @@ class Choice:
 def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
     """Collects the facts that `choose` needs: counts the photos in `data`, and checks hardware and installed packages.
 
-    Args:
-        data: the data folder.
-        recipe: the user's settings, by section.
-        teacher: the teacher's run folder; None without a teacher.
-        layout: where the photos' labels come from.
+    `recipe` has the user's settings by section, `teacher` is a run folder.
 
     Raises:
         DataError: `data` holds no photos with labels.
@@ -120,13 +116,8 @@ def choice_for(
 def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
     """Adds the settings that the user left open, so that they fit the photos and the hardware.
 
-    Args:
-        command: the command to run; it has the name of its section in the recipe.
-        given: the user's settings by section; they are never changed.
-        situation: the facts from `situation_of`.
-
-    Raises:
-        ModelError: the setting `weights` names a run that is not finished.
+    `given` has the user's settings by section, which are never changed. Raises a ModelError if the setting `weights`
+    names a run that is not finished.
     """
     own = given.get(command, {})
     chosen = _network(command, own, situation)

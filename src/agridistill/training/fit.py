@@ -34,13 +34,7 @@ from agridistill.training.callbacks import AveragedWeights, BestWeights, BuildCa
 from agridistill.training.parts import RunParts, RunPlan, build_parts
 from agridistill.training.run_folder import RunResult, run_of
 from agridistill.training.settings import FitSettings
-from agridistill.training.trainer import (
-    EpochLog,
-    create_trainer,
-    keep_freed_memory,
-    quiet_lightning,
-    stopped_early,
-)
+from agridistill.training.trainer import EpochLog, create_trainer, keep_freed_memory, quiet_lightning, stopped_early
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +75,11 @@ def carry_out(plan: RunPlan) -> RunResult:
 
 
 def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
-    """Checks that there are at least as many training photos and validation photos as processes.
-
-    `train` and `val` are the numbers of photos, `fit` has the number of processes.
-
-    Raises:
-        DataError: there are fewer photos.
-    """
+    """Raises a DataError if there are fewer training photos or validation photos than processes."""
     for name, photos in (("training", train), ("validation", val)):
         if photos < fit.processes:
-            raise DataError(
-                f"at least {fit.processes} {name} photos, one for each process",
-                str(photos),
-                "lower --devices or --nodes, or add photos",
-            )
+            expected = f"at least {fit.processes} {name} photos, one for each process"
+            raise DataError(expected, str(photos), "lower --devices or --nodes, or add photos")
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
@@ -269,11 +254,7 @@ def _barrier_on_exit(trainer: lightning.Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _peer_failure_translated(trainer: lightning.Trainer) -> Iterator[None]:
-    """Converts exceptions in the block that come from the end of another process to a RunError.
-
-    Raises:
-        RunError: another process ended before the run was finished.
-    """
+    """Converts exceptions in the block that come from the end of another process to a RunError."""
     try:
         yield
     except Exception as error:

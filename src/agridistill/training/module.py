@@ -27,13 +27,9 @@ TeacherSource = CachedTeacher | UncachedTeacher
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Returns the factor by which the peak learning rate is multiplied at a point of the training.
+    """Returns the factor by which the peak learning rate is multiplied when a share `progress` of all steps is done.
 
-    It rises linearly from 0.01 to 1 during the warm-up, then falls to 0 along half a cosine.
-
-    Args:
-        progress: share of all steps that are done, 0 to 1.
-        warmup: share of all steps that the warm-up takes, 0 to 1.
+    It rises linearly from 0.01 to 1 during the share `warmup` of all steps, then falls to 0 along half a cosine.
 
     Example:
         >>> [round(learning_rate_factor(p, 0.2), 2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
@@ -44,14 +40,9 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
 
 
 def growing_size(progress: float, start: int, full: int) -> int:
-    """Returns the side of the photos in a training step, in pixels.
+    """Returns the side of the photos in a training step, in pixels, when a share `progress` of all steps is done.
 
-    It grows from `start` by 32 px at equal intervals, and reaches `full` after 60 % of the steps.
-
-    Args:
-        progress: share of all steps that are done, 0 to 1.
-        start: size in the first steps, in pixels; 0 uses `full` from the beginning.
-        full: size in the last steps, in pixels.
+    It grows from `start` (0 means `full`) by 32 px at equal intervals, and reaches `full` after 60 % of the steps.
 
     Example:
         >>> [growing_size(p, 128, 224) for p in (0.0, 0.2, 0.4, 0.59, 0.6)]
@@ -65,16 +56,8 @@ def growing_size(progress: float, start: int, full: int) -> int:
 class DistillationModule(lightning.LightningModule):
     """The LightningModule that trains a network with a distillation objective.
 
-    The teacher is not a submodule, so that Lightning does not train it, save it in checkpoints or wrap it in DDP.
-
-    Args:
-        model: the network to train.
-        objective: computes the loss terms by name.
-        fit: optimizer and learning-rate settings, seed, mixup, cutmix and growing image size.
-        teacher: source of the teacher's outputs; None if the method learns only from labels.
-        preprocessing: preprocessing of the network's input.
-        num_classes: number of classes.
-        total_steps: number of optimizer steps of the whole run, at least 1.
+    The teacher, None if the method learns only from labels, is not a submodule, so that Lightning does not train it,
+    save it in checkpoints or wrap it in DDP. `total_steps` is the number of optimizer steps of the whole run.
     """
 
     def __init__(
@@ -213,19 +196,13 @@ class DistillationModule(lightning.LightningModule):
         except AssertionError as error:
             if not self.fit.start_size:
                 raise
-            raise ConfigError(
-                f"a network that takes photos of {self.fit.start_size} and {size} px, because of start_size",
-                f"{self.fit.model} ({error})",
-                "set start_size = 0, or choose another --model",
-            ) from None
+            expected = f"a network that takes photos of {self.fit.start_size} and {size} px, because of start_size"
+            got = f"{self.fit.model} ({error})"
+            raise ConfigError(expected, got, "set start_size = 0, or choose another --model") from None
         self.train(training)
 
     def _terms(
-        self,
-        pixels: Tensor,
-        target: Tensor,
-        teacher: TeacherOutputs | None,
-        progress: float,
+        self, pixels: Tensor, target: Tensor, teacher: TeacherOutputs | None, progress: float
     ) -> dict[str, Tensor]:
         size = growing_size(progress, self.fit.start_size, self.preprocessing.image_size)
         if size < pixels.shape[-1]:

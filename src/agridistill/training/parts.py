@@ -71,12 +71,8 @@ class RunPlan:
         they share one cache of the teacher's outputs.
         """
         data, student = self.config.data, isinstance(self.config, DistillConfig)
-        train, others, fingerprint, repeats = (
-            self.prepared.train,
-            self.prepared.unlabelled,
-            self.prepared.fingerprint,
-            1,
-        )
+        train, others = self.prepared.train, self.prepared.unlabelled
+        fingerprint, repeats = self.prepared.fingerprint, 1
         if others is not None:
             repeats = repeats_for(len(train), len(others.samples), data.labelled_share)
             fingerprint = f"{fingerprint} {others.fingerprint}"
@@ -126,12 +122,7 @@ class RunParts:
 def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     """Creates network, data loaders, teacher and objective of a run, and checks that they are compatible.
 
-    Args:
-        plan: the run.
-        restored: whether a checkpoint will replace the network's weights; then none are downloaded or read.
-
-    Raises:
-        AgriDistillError: settings, photos, weights and teacher are incompatible.
+    `restored` means that a checkpoint will replace the network's weights; then none are downloaded or read.
     """
     fit, prepared = plan.fit, plan.prepared
     gpu = torch.cuda.is_available()
@@ -197,31 +188,19 @@ def _starting_normalisation(plan: RunPlan) -> tuple[Channels, Channels]:
 
 
 def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module:
-    """Returns a copy of the network with folded batch norm and rounded weights and activations, ready for training.
-
-    Raises:
-        ConfigError: the objective compares attention or features, whose stages the copy lacks; or the image size is not
-            the one that the weights were trained with.
-        ModelError: the network cannot be rounded to int8.
-    """
+    """Returns a copy of the network with folded batch norm and rounded weights and activations, ready for training."""
     objective, size = plan.config.objective, plan.preprocessing.image_size
     if objective.weights()["w_att"] or objective.weights()["w_hint"]:
-        raise ConfigError(
-            "a method without attention and feature terms, because int8 = true",
-            f"the method '{objective.method}'",
-            "pass --method kd",
-        )
+        got = f"the method '{objective.method}'"
+        raise ConfigError("a method without attention and feature terms, because int8 = true", got, "pass --method kd")
     rounded = quantised(model, plan.preprocessing)
     if weights is None:
         return rounded
     if (weights / MANIFEST_NAME).exists():
         trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if trained != size:
-            raise ConfigError(
-                f"the image size of {trained} px with which '{weights}' was trained",
-                f"{size} px",
-                f"pass --image-size {trained}",
-            )
+            expected = f"the image size of {trained} px with which '{weights}' was trained"
+            raise ConfigError(expected, f"{size} px", f"pass --image-size {trained}")
     calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
     return rounded
 
@@ -237,11 +216,8 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
     """Checks what the objective can make of mixed photos, and the size of the first steps."""
     fit, size = plan.fit, plan.preprocessing.image_size
     if fit.start_size > size:
-        raise ConfigError(
-            f"start_size of at most {size} px, the image size",
-            f"{fit.start_size} px",
-            "lower start_size, or raise --image-size",
-        )
+        expected, got = f"start_size of at most {size} px, the image size", f"{fit.start_size} px"
+        raise ConfigError(expected, got, "lower start_size, or raise --image-size")
     if not (fit.mixup or fit.cutmix):
         return
     if isinstance(teacher, CachedTeacher):
@@ -259,13 +235,9 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
-    """Creates the object that gives the teacher's outputs during a training.
+    """Creates the source of the teacher's outputs in a training: from `caches`, or if None from the network.
 
-    Args:
-        teacher: the teacher's run folder.
-        caches: folder with all caches of the teacher's outputs; None runs the teacher's network in every step.
-        viewing: the training photos and their views (augmented versions).
-        settings: the objective, which determines the attention maps and features that are needed.
+    `settings` determines the attention maps and features that are needed.
     """
     strides, kind = settings.teacher_strides, settings.attention
     per_head = kind == "window" and settings.alignment == "learned"

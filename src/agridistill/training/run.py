@@ -89,11 +89,8 @@ def distill(
 
 def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
     if request.resume and request.split_file is not None:
-        raise RunError(
-            "no --splits with --resume, because a run keeps its split",
-            f"--splits {request.split_file}",
-            "leave --splits out",
-        )
+        got = f"--splits {request.split_file}"
+        raise RunError("no --splits with --resume, because a run keeps its split", got, "leave --splits out")
     if request.resume and request.folder.evaluation.exists():
         return _finished(request, config)
     config = config or default
@@ -132,11 +129,8 @@ def _require_startable(request: _Request, config: Config) -> None:
     folder, resume, fit = request.folder, request.resume, config.fit
     launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launched not in (None, str(fit.processes)):  # otherwise each process would train separately
-        raise ConfigError(
-            f"--devices times --nodes to be {launched}, the number of processes that torchrun started",
-            str(fit.processes),
-            "pass the same numbers to torchrun and to agridistill",
-        )
+        expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
+        raise ConfigError(expected, str(fit.processes), "pass the same numbers to torchrun and to agridistill")
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
@@ -146,11 +140,8 @@ def _require_startable(request: _Request, config: Config) -> None:
     # A run inside the folder of its parent run would be deleted together with the parent.
     for name, run in (("--teacher", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
-            raise RunError(
-                f"--out outside the run folder of {name}",
-                f"'{folder.path}', which is inside '{run}'",
-                "choose another --out",
-            )
+            got = f"'{folder.path}', which is inside '{run}'"
+            raise RunError(f"--out outside the run folder of {name}", got, "choose another --out")
     require_known_model(fit.model)
     if config.data.unlabelled is not None:
         _require_use_of_unlabelled(config)
@@ -158,25 +149,15 @@ def _require_startable(request: _Request, config: Config) -> None:
 
 
 def _require_use_of_unlabelled(config: Config) -> None:
-    """Checks that photos without labels can take part in a training.
-
-    Raises:
-        ConfigError: no term of the objective uses them, or a term or mixup needs a label for each photo.
-    """
+    """Raises a ConfigError if no term uses photos without labels, or a term or mixup needs a label for each photo."""
     objective, fit = config.objective, config.fit
     if not objective.needs_teacher or objective.method == "dkd":
         why = "needs one label for each photo" if objective.method == "dkd" else "learns only from labels"
-        raise ConfigError(
-            "a method that learns from a teacher without labels, because of --unlabelled",
-            f"'{objective.method}', which {why}",
-            "pass --method kd, or leave --unlabelled out",
-        )
+        expected = "a method that learns from a teacher without labels, because of --unlabelled"
+        raise ConfigError(expected, f"'{objective.method}', which {why}", "pass --method kd, or leave --unlabelled out")
     if fit.mixup or fit.cutmix:
-        raise ConfigError(
-            "mixup = 0 and cutmix = 0 with --unlabelled, because photos without labels have no label to mix",
-            f"mixup = {fit.mixup}, cutmix = {fit.cutmix}",
-            "set both to 0",
-        )
+        expected = "mixup = 0 and cutmix = 0 with --unlabelled, because photos without labels have no label to mix"
+        raise ConfigError(expected, f"mixup = {fit.mixup}, cutmix = {fit.cutmix}", "set both to 0")
 
 
 def _prepare(request: _Request, config: Config) -> PreparedData:
@@ -230,15 +211,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
     A parent run is the run of the teacher or of the starting weights. Its split is used in two cases: the data is the
     same, or the split contains more than half of the photos and keeps the photos of each leaf in one part. The first
     parent for which this holds, and whose split has enough validation and test photos, is used. A test split that the
-    user chose, by a file or by folders, is never replaced.
-
-    Args:
-        parents: parent runs by their name in messages, such as "the teacher".
-        prepared: the photos with their own split.
-        settings: `labels` and `split_seed` select the share of labels to use.
-
-    Returns:
-        The photos with the final split.
+    user chose, by a file or by folders, is never replaced. `settings` selects the share of labels to use.
     """
     inherited, labelled = "", settings.labels == 1
     for name, run in parents.items() if "test" in prepared.cut else ():

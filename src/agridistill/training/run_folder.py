@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +46,10 @@ class RunResult:
 
 
 class RunFolder:
-    """A run folder: the paths of its files as attributes, and methods to check, write and read them."""
+    """A run folder: the paths of its files as attributes, and methods to check, write and read them.
+
+    A method that reads raises a RunError if the file is missing or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,12 +66,7 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"  # the last file of a run: it marks the run as finished
 
     def require_startable(self, *, resume: bool) -> None:
-        """Checks that a new run may start in this folder, or with `resume` that it holds an unfinished run.
-
-        Raises:
-            RunError: the folder holds a finished run; for a new run, an unfinished run or other files; with `resume`,
-                no run.
-        """
+        """Raises a RunError unless a new run may start in this folder, or with `resume` it holds an unfinished run."""
         another = "choose another --out"
         if self.evaluation.exists():
             raise RunError("a new run folder", f"'{self.path}', which holds a finished run", another)
@@ -78,11 +76,8 @@ class RunFolder:
         if resume and not started:
             raise RunError("an unfinished run to resume", f"none in '{self.path}'", "start it without --resume")
         if started and not resume:
-            raise RunError(
-                "a new run folder",
-                f"'{self.path}', which holds an unfinished run",
-                f"continue it with --resume or {another}",
-            )
+            got = f"'{self.path}', which holds an unfinished run"
+            raise RunError("a new run folder", got, f"continue it with --resume or {another}")
         if started or not self.path.exists():
             return
         # A run that was killed at its start leaves these files; a split without an environment may be the user's.
@@ -96,42 +91,21 @@ class RunFolder:
         write_text(self.recipe, _as_toml(config))
 
     def require_same_recipe(self, config: TrainConfig | DistillConfig, *, but: str = "") -> None:
-        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER` and `but`.
-
-        Raises:
-            RunError: a setting differs; the message names the first such setting.
-        """
+        """Raises a RunError if a setting differs from those of the run, except those in `MAY_DIFFER` and `but`."""
         stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
             if key not in (*MAY_DIFFER, but) and before != now:
-                raise RunError(
-                    f"{section}.{key} = {before} as in the run that is resumed",
-                    str(now),
-                    "leave the option out or start a new run",
-                )
+                expected = f"{section}.{key} = {before} as in the run that is resumed"
+                raise RunError(expected, str(now), "leave the option out or start a new run")
 
     def read_recipe(self) -> dict[str, Any]:
-        """Reads `recipe.toml`: a dict of settings for each section.
-
-        Raises:
-            RunError: the file is missing or damaged.
-        """
-        try:
+        """Reads `recipe.toml`: a dict of settings for each section."""
+        with _damage("recipe", self.recipe):
             return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                "the recipe of a run", f"a missing or damaged '{self.recipe}' ({error})", "start a new run"
-            ) from None
 
     def require_same_teacher(self, sha256: str | None) -> None:
-        """Checks that a resumed run has the teacher with which it started.
-
-        `sha256` is the checksum of the teacher's weights; None without a teacher.
-
-        Raises:
-            RunError: the checksum differs.
-        """
+        """Raises a RunError if a resumed run has teacher weights with another sha256 (None: no teacher)."""
         before = self.read_environment()["teacher_sha256"]
         if before != sha256:
             names = [f"weights with sha256 {one[:12]}…" if one else "no teacher" for one in (before, sha256)]
@@ -140,56 +114,29 @@ class RunFolder:
             )
 
     def require_same_features(self, features: str | None) -> None:
-        """Checks that a resumed run gets the teacher's features as at its start: those of the cache are compressed.
+        """Raises a RunError if the teacher's features (`RunPlan.features`) come from elsewhere than at the start.
 
-        `features` is `RunPlan.features`.
-
-        Raises:
-            RunError: they come from elsewhere.
+        Those of the cache are compressed.
         """
         # Earlier versions cached no features.
         before = self.read_environment().get("teacher_features", "network")
         if features is not None and before != features:
-            raise RunError(
-                f"features from the teacher's {before}, as in the run that is resumed",
-                f"features from the teacher's {features}",
-                "pass --no-cache" if before == "network" else "leave --no-cache out",
-            )
+            expected = f"features from the teacher's {before}, as in the run that is resumed"
+            got = f"features from the teacher's {features}"
+            raise RunError(expected, got, "pass --no-cache" if before == "network" else "leave --no-cache out")
 
     def require_same_data(self, data: Path, fingerprint: str) -> None:
-        """Checks that a resumed run has the photos with which it started.
-
-        Args:
-            data: the data folder, for the message.
-            fingerprint: the fingerprint of its photos and labels.
-
-        Raises:
-            RunError: the fingerprint differs.
-        """
+        """Raises a RunError if the photos and labels of a resumed run have another fingerprint."""
         if self.read_environment()["data_fingerprint"] != fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
     def read_unlabelled(self) -> tuple[str, ...]:
-        """Returns the sorted paths of the run's photos without labels, relative to their folder; () without any.
-
-        Raises:
-            RunError: the file of the split is missing or damaged.
-        """
-        try:
+        """Returns the sorted paths of the run's photos without labels, relative to their folder; () without any."""
+        with _damage("split", self.splits):
             return tuple(map(str, json.loads(self.splits.read_text(encoding="utf-8")).get("unlabelled", ())))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise RunError(
-                "the split of a run", f"a missing or damaged '{self.splits}' ({error})", "start a new run"
-            ) from None
 
     def require_same_unlabelled(self, fingerprint: str | None) -> None:
-        """Checks that a resumed run has the photos without labels with which it started.
-
-        `fingerprint` is that of the photos that it has now; None without any.
-
-        Raises:
-            RunError: the fingerprint differs.
-        """
+        """Raises a RunError if the photos without labels of a resumed run (None: none) have another fingerprint."""
         stored = self.read_environment().get("unlabelled")  # absent in runs of earlier versions
         if (stored["fingerprint"] if stored else None) != fingerprint:
             expected = f"{stored['photos']} from '{stored['folder']}'" if stored else "none"
@@ -200,11 +147,7 @@ class RunFolder:
             )
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished.
-
-        Raises:
-            RunError: the file is damaged.
-        """
+        """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished."""
         if not self.checkpoint.exists():
             return None
         try:
@@ -233,32 +176,20 @@ class RunFolder:
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
-        """Reads the content of `environment.json`.
-
-        Raises:
-            RunError: the file is missing or damaged.
-        """
-        try:
+        """Reads the content of `environment.json`."""
+        with _damage("environment", self.environment):
             document = dict(json.loads(self.environment.read_text(encoding="utf-8")))
             missing = next((key for key in ENVIRONMENT_KEYS if key not in document), None)
             if missing is not None:
                 raise ValueError(f"no '{missing}' in it")
-        except (OSError, TypeError, ValueError) as error:
-            raise RunError(
-                "the environment of a run", f"a missing or damaged '{self.environment}' ({error})", "start a new run"
-            ) from None
         return document
 
     def read_layout(self) -> Layout:
-        """Reads where the labels of the run's photos came from; raises the errors of `read_environment`."""
+        """Reads where the labels of the run's photos came from."""
         return Layout.from_json(self.read_environment()["layout"])
 
     def read_result(self) -> RunResult:
-        """Reads the result of a finished run from `evaluation.json` and `environment.json`.
-
-        Raises:
-            RunError: a file is missing or damaged.
-        """
+        """Reads the result of a finished run from `evaluation.json` and `environment.json`."""
         skipped = tuple((path, reason) for path, reason in self.read_environment()["skipped"])
         try:
             document = json.loads(self.evaluation.read_text(encoding="utf-8"))
@@ -278,11 +209,7 @@ class RunFolder:
 
 
 def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
-    """Returns the teacher's test result if it can be compared with the student's, else None.
-
-    They are comparable if the student was trained with a teacher and both have the same test photos. `student` and
-    `teacher` are run folders.
-    """
+    """Returns the teacher's test result if the student had a teacher and both have the same test photos, else None."""
     teacher_run, student_run = RunFolder(teacher), RunFolder(student)
     try:
         if "teacher_sha256" not in read_manifest(student_run.manifest).lineage:
@@ -297,6 +224,14 @@ def run_of(weights: Path) -> RunFolder | None:
     """Returns the run to which `weights`, a run folder or the weights file in it, belongs; None for other paths."""
     run = RunFolder(weights if weights.is_dir() else weights.parent)
     return run if run.recipe.exists() and weights in (run.path, run.weights) else None
+
+
+@contextlib.contextmanager
+def _damage(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise RunError(f"the {what} of a run", f"a missing or damaged '{path}' ({error})", "start a new run") from None
 
 
 def _as_toml(config: TrainConfig | DistillConfig) -> str:

@@ -144,11 +144,8 @@ class FitSettings:
                 "weights of a trained network, because int8 = true continues its training", "none", "pass --weights RUN"
             )
         if not 0 < self.processes <= self.batch_size // 2 or self.batch_size % self.processes:
-            raise ConfigError(
-                f"a batch_size that is a multiple of {self.processes} processes, with at least 2 photos for each",
-                str(self.batch_size),
-                "change batch_size, devices or nodes",
-            )
+            expected = f"a batch_size that is a multiple of {self.processes} processes, with at least 2 photos for each"
+            raise ConfigError(expected, str(self.batch_size), "change batch_size, devices or nodes")
 
     @property
     def processes(self) -> int:

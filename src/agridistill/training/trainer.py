@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import io
-import logging
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +24,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
-from agridistill.progress import hidden_displays, stderr_console
+from agridistill.progress import hidden_displays, quiet_loggers, stderr_console
+from agridistill.runtime.backends import glibc
 from agridistill.storage import replacing, write_text
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
@@ -41,23 +38,15 @@ _WIDE, _NARROW = 100, 70
 
 
 def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
-    """Creates Lightning's trainer for a run.
+    """Creates Lightning's trainer for a run; `callbacks` run before progress and checkpoint.
 
     It logs to TensorBoard, and after every epoch it saves a checkpoint with the state of all callbacks.
-
-    Args:
-        fit: the settings of the training.
-        folder: the run folder, to which the trainer writes.
-        callbacks: further callbacks; they run before progress and checkpoint.
 
     Raises:
         ConfigError: the machine does not have the devices that `fit` sets.
     """
     checkpoint = ModelCheckpoint(
-        dirpath=folder.path,
-        filename=folder.checkpoint.stem,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+        dirpath=folder.path, filename=folder.checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     early_stop = [PatientStop(fit.patience)] if fit.patience else []
     try:
@@ -81,11 +70,8 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
                 use_distributed_sampler=False,
             )
     except MisconfigurationException as error:
-        raise ConfigError(
-            f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}",
-            str(error).splitlines()[0][:200],
-            "lower --devices or --nodes",
-        ) from None
+        expected = f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}"
+        raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -96,11 +82,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a temporary file beside `path`, then renames it.
-
-        Raises:
-            OSError: the disk is full or cannot be written; the old checkpoint is kept.
-        """
+        """Writes a temporary file beside `path`, then renames it; on an OSError the old checkpoint is kept."""
         with replacing(Path(path)) as temporary:
             try:
                 # Open the file in Python: torch would raise a RuntimeError without the reason for a full disk.
@@ -283,24 +265,17 @@ def keep_freed_memory() -> None:
     By default, the kernel maps and clears the pages of every tensor over 32 MB again in every step. That takes up to a
     third of a MobileNetV3 training step on a CPU. The function does nothing with other C libraries.
     """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    library = glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """A context manager that hides Lightning's and torch's hints and warnings, which are for programmers."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            warnings.filterwarnings("ignore", module="torch.*")
-            yield
-    finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)
+    with quiet_loggers(*names), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        warnings.filterwarnings("ignore", module="torch.*")
+        yield

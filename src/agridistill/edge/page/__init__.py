@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from agridistill.app.page_files import RELEASE_NAME
+from agridistill.app.site import RELEASE_NAME
 from agridistill.edge.page.requests import Handler
 from agridistill.edge.page.view import Page
 from agridistill.errors import EdgeError
