@@ -48,6 +48,8 @@ def test_the_results_leave_out_disputed_and_special_photos_and_say_so(
     into, table = tmp_path / "reviewed", tmp_path / "labels.csv"
     code, out, err = run(capsys, "review", folder, "--into", into, "--table", table)
     assert (code, out) == (0, "")
+    again = json.loads(run(capsys, "review", folder, "--into", into, "--json")[1])
+    assert (again["copied"], again["labels"]) == (0, len(list(into.rglob("*.jpg"))))
     assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.jpg")) == ["healthy/2.jpg", "rust/0.jpg"]
     assert table.read_text() == "image,label\nnorth/0.jpg,rust\nnorth/2.jpg,healthy\n"
     assert "left out: 1 photos judged as several, not a leaf or cannot tell" in err

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -153,7 +153,7 @@ def _results(
     table: Path | None,
     json: bool,
 ) -> None:
-    from agridistill.review import LABEL, Judgements, settled
+    from agridistill.review import LABEL, Judgements, agreements, settled
     from agridistill.review.exchange import CSV_COLUMNS, write_label_studio
     from agridistill.review.results import TABLE_HEADER, write_class_folders, write_label_table
     from agridistill.storage import require_result_file
@@ -167,45 +167,51 @@ def _results(
     agreed, disputed = settled(judgements)
     labels = {photo: choice.label for photo, choice in agreed.items() if choice.verdict == LABEL}
     labels = {photo: label for photo, label in labels.items() if (root / photo).is_file()}
-    if agreement:
-        _print_agreement(judgements, disputed, json=json)
+    without = len(agreed) - len(labels)
+    document: dict[str, Any] = {"labels": len(labels), "without_label": without}
+    if agreement and not json:
+        _print_agreement(judgements, disputed)
     if export is not None:
         write_label_studio(judgements, export)
     if into is not None:
         copied = write_class_folders(root, labels, into)
+        document["copied"] = copied
         stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
     if table is not None:
         kept = {photo: label for photo, label in given.items() if photo not in agreed and photo not in disputed}
         write_label_table({**kept, **labels}, table)
         stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
     if into is not None or table is not None:
-        without = len(agreed) - len(labels)
-        if without:
-            stderr.print(f"left out: {without:,} photos judged as several, not a leaf or cannot tell, or not there")
-        if disputed:
-            first = next(iter(disputed))
-            stderr.print(
-                f"left out: {len(disputed):,} photos on which reviewers disagree, the first '{printable(first)}' "
-                "(--agreement lists them)",
-                style="yellow",
-            )
+        _print_left_out(without, disputed)
         if into is not None:
             output.next_command("train", into, "--out", "model")
         elif table is not None:
             output.next_command("train", root, "--labels", table, "--out", "model")
-
-
-def _print_agreement(judgements: Judgements, disputed: Mapping[str, Mapping[str, Choice]], *, json: bool) -> None:
-    from agridistill.review import agreements
-
-    pairs = agreements(judgements)
     if json:
         rows = [
             {"photo": photo, "choices": {name: choice.words for name, choice in choices.items()}}
             for photo, choices in disputed.items()
         ]
-        output.print_json({"agreement": [pair.to_json() for pair in pairs], "disagreements": rows})
-        return
+        pairs = [pair.to_json() for pair in agreements(judgements)]
+        output.print_json({**document, "agreement": pairs, "disagreements": rows})
+
+
+def _print_left_out(without: int, disputed: Mapping[str, Mapping[str, Choice]]) -> None:
+    if without:
+        stderr.print(f"left out: {without:,} photos judged as several, not a leaf or cannot tell, or not there")
+    if disputed:
+        first = next(iter(disputed))
+        stderr.print(
+            f"left out: {len(disputed):,} photos on which reviewers disagree, the first '{printable(first)}' "
+            "(--agreement lists them)",
+            style="yellow",
+        )
+
+
+def _print_agreement(judgements: Judgements, disputed: Mapping[str, Mapping[str, Choice]]) -> None:
+    from agridistill.review import agreements
+
+    pairs = agreements(judgements)
     table = output.new_table("agreement of the reviewers", "reviewers", "photos", "agreed", "Cohen's kappa")
     for pair in pairs:
         kappa = UNDEFINED if pair.kappa is None else f"{pair.kappa:.2f}"
