@@ -105,7 +105,7 @@ def test_the_public_names_are_the_documented_ones_and_all_exist() -> None:
     functions = {"train", "distill", "evaluate", "export", "benchmark", "compare", "report", "load"}
     settings = {"TrainConfig", "DistillConfig", "FitSettings", "DataSettings", "ObjectiveSettings", "PairSettings"}
     settings |= {"Augmentation", "BenchmarkPlan"}
-    results = {"RunResult", "EvaluationResult", "ExportResult", "BenchmarkResult", "ReportResult"}
+    results = {"RunResult", "EvaluationResult", "ProofResult", "ExportResult", "BenchmarkResult", "ReportResult"}
     prediction = {"Predictor", "Prediction", "PhotoResult", "Explanation"}
     errors = {"AgriDistillError", "ConfigError", "DataError", "PhotoError", "ModelError", "RunError"}
     errors |= {"MissingExtraError"}

@@ -63,7 +63,7 @@ def test_a_class_that_the_new_model_lacks_fails_and_comes_first() -> None:
 
 
 def test_photos_that_the_new_model_has_learnt_prove_nothing() -> None:
-    assert verdict(learnt=(1, 0)).headline == "Not shown: the new model has learnt from 1 of 100 photos"
+    assert verdict(learnt=(1, 0)).headline == "Not shown: the new model has learnt from 1 photo of these"
     favoured = verdict(learnt=(0, 7))
     assert favoured.level == "holds"
     assert "The old model has learnt from 7 photos of these, which favours it." in favoured.remarks

@@ -185,20 +185,19 @@ def prove(
     classes, old_classes = new.manifest.classes, old.manifest.classes
     old_label = {composed(name): label for label, name in enumerate(old_classes)}
     label_of = [old_label.get(composed(name)) for name in classes]
-    common = [sample for sample in chosen.samples if label_of[sample.label] is not None]
-    if not common:
+    is_common = np.array([label_of[sample.label] is not None for sample in chosen.samples])
+    if not is_common.any():
         raise ModelError(
             "photos of a class that both models know",
             f"classes of the old model: {', '.join(old_classes[:10])}",
             "compare models of one crop, and pass photos of a class of both",
         )
     by_new = _all_read(predict_logits(new, chosen.samples, chosen.root, progress=progress))
-    relabelled = [replace(sample, label=label_of[sample.label] or 0) for sample in common]
-    by_old = _all_read(predict_logits(old, relabelled, chosen.root, progress=progress))
-    is_common = np.array([label_of[sample.label] is not None for sample in chosen.samples])
+    common = [replace(each, label=label_of[each.label] or 0) for each in compress(chosen.samples, is_common)]
+    by_old = _all_read(predict_logits(old, common, chosen.root, progress=progress))
+    both = _only(by_new, is_common)
     new_right, old_right = _is_right(by_new), np.zeros(len(is_common), bool)
     old_right[is_common] = _is_right(by_old)
-    both = _only(by_new, is_common)
     test = mcnemar(new_right[is_common], old_right[is_common])
     difference = paired_difference(new_right[is_common], old_right[is_common], both.leaf_ids)
     per_class = tuple(

@@ -85,7 +85,7 @@ def judge_proof(
     if lost_classes:
         reasons.append(("fails", f"the new model no longer knows {quoted(lost_classes)}"))
     if learnt[0]:
-        reasons.append(("not shown", f"the new model has learnt from {learnt[0]} of {count(photos, 'photo')}"))
+        reasons.append(("not shown", f"the new model has learnt from {count(learnt[0], 'photo')} of these"))
     measured = f"{difference.points:+.1f} points (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     if round(difference.high, _DIGITS) < -max_drop:
         reasons.append(("fails", f"accuracy falls by more than {max_drop:g} points: {measured}"))
