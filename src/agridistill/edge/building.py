@@ -147,7 +147,7 @@ def _keeper(settings: WatchSettings, stores: Stores, stack: contextlib.ExitStack
         kept = KeptPhotos(
             stores.history,
             folder,
-            int(1e6 * options.max_mb),
+            int(1e6 * options.max_megabytes),
             location=options.location,
             delete_uploaded=options.after_upload == "delete" and bool(options.upload),
         )

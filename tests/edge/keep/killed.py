@@ -99,7 +99,7 @@ def killed(work: Path, model: Path, *, kills: int, photos: int, upload: bool, li
     source.mkdir(parents=True)
     write_settings(config, "delete")
     server = WebDav(work / "served")
-    lines = ["[keep]", f'folder = "{kept}"', "one_in = 1", "alert = false", f"max_mb = {limit_mb}"]
+    lines = ["[keep]", f'folder = "{kept}"', "one_in = 1", "alert = false", f"max_megabytes = {limit_mb}"]
     if upload:
         (work / "password").write_text(PASSWORD)
         lines += [f'upload = "{server.address}"', f'user = "{USER}"', f'password_file = "{work / "password"}"']

@@ -191,7 +191,7 @@ ADDRESS = "https://host/photos/?sig=s3cr3t"
         ('upload = "https://me:s3cr3t@host/photos/"', "hidden, because it may contain a password"),
         ('upload = "ftp://host/"', "hidden"),
         ("upload = 3", r"keep.upload: .*got something else"),
-        ("max_mb = 0", "keep.max_mb above 0; got 0"),
+        ("max_megabytes = 0", "keep.max_megabytes above 0; got 0"),
         ('password_file = "p"', r"user in \[keep\], because password_file is set"),
         ('user = "me"\ntoken_file = "t"', "either user or token_file"),
         ("uploads = 1", "did you mean 'upload'"),

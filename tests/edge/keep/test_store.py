@@ -183,7 +183,9 @@ def test_the_limit_holds_at_every_moment(history: History, folder: Path) -> None
 
 def test_a_photo_larger_than_the_limit_is_refused(history: History, folder: Path) -> None:
     kept = KeptPhotos(history, folder, 1000)
-    with pytest.raises(PhotoTooLargeError, match=r"photos of at most 1,000 bytes; got a photo of .*raise max_mb"):
+    with pytest.raises(
+        PhotoTooLargeError, match=r"photos of at most 1,000 bytes; got a photo of .*raise max_megabytes"
+    ):
         stage(kept, 1)
     assert list(folder.iterdir()) == []
     kept = KeptPhotos(history, folder, 5000)

@@ -38,7 +38,7 @@ class KeepSettings:
     unfamiliar: bool = True  # keep photos unlike the training photos
     alert: bool = True  # keep the leaves that open alerts counted, and further ones while they are open
     one_in: Annotated[int, Field(ge=0)] = 100  # keep one in so many of the other answers; 0 for none
-    max_mb: Annotated[float, Field(gt=0)] = 500.0  # size of all photos and sidecars, in millions of bytes
+    max_megabytes: Annotated[float, Field(gt=0)] = 500.0  # size of all photos and sidecars, in millions of bytes
     location: bool = False  # keep the original files with all metadata, among them the location
     # A folder (WebDAV, nginx) or an address with {name} in it; "" uploads nothing.
     upload: str = field(default="", repr=False)

@@ -111,7 +111,9 @@ class KeptPhotos:
         kept = Kept(document, len(content) + len(document.encode()), look_of(frame.pixels), held)
         if self._staged_bytes + kept.size_bytes > self._max_bytes:
             got = f"a photo of {kept.size_bytes:,} bytes"
-            raise PhotoTooLargeError(f"photos of at most {self._max_bytes:,} bytes", got, "raise max_mb in [keep]")
+            raise PhotoTooLargeError(
+                f"photos of at most {self._max_bytes:,} bytes", got, "raise max_megabytes in [keep]"
+            )
         with self._files:
             self._require_folder()
             self._make_room(kept.size_bytes)

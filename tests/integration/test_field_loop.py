@@ -1,0 +1,210 @@
+"""From a device that is unsure to the fleet's new model: each step is the command that a person runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.edge.conftest import wait_for
+from tests.edge.keep.servers import PASSWORD, USER, WebDav
+from tests.needs import chromium
+from tests.review.test_page_in_browser import Reviewed
+
+from agridistill.data.drawn_leaves import CLASSES, draw_leaves
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium", "rclone")]
+
+SIZE, SEEN, LABELLED = 96, 12, 8  # px; leaves of each class that the device sees, and that a person labels
+
+
+def run(*words: object, folder: Path) -> dict[str, Any]:
+    """Runs a command; returns its JSON document."""
+    command = [sys.executable, "-m", "agridistill", *map(str, words), "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(done.stdout))
+
+
+def red_variety(folder: Path, leaves: int, seed: int) -> Path:
+    """Draws leaves of a variety with red leaves: the same conditions, a look that no model has learnt."""
+    draw_leaves(folder, leaves_per_class=leaves, shots_per_leaf=1, image_size=SIZE, seed=seed)
+    for photo in folder.rglob("*.jpg"):
+        pixels = np.asarray(Image.open(photo))[..., [1, 0, 2]]
+        Image.fromarray(pixels).save(photo, quality=95)
+    return folder
+
+
+class Device:
+    """`agridistill watch` as a process, and the lines that it prints."""
+
+    def __init__(self, folder: Path) -> None:
+        words = [sys.executable, "-m", "agridistill", "watch", "--config", "watch.toml", "--state", "state", "--json"]
+        environment = os.environ | {"AGRIDISTILL_KEEP_PASSWORD": PASSWORD}
+        self.lines: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines += map(json.loads, self.process.stdout)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self._reader.join()
+
+
+@contextmanager
+def device(folder: Path) -> Iterator[Device]:
+    started = Device(folder)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def arrive(inbox: Path, photos: list[Path]) -> None:
+    for photo in photos:
+        part = inbox / f".{photo.name}.part"
+        shutil.copy(photo, part)
+        part.rename(inbox / photo.name)
+
+
+def label_by_keyboard(kept: Path, old: Path, lab: Path, truth: dict[bytes, str], folder: Path) -> None:
+    """Labels `LABELLED` photos of each class in the browser; further ones stay without a label."""
+    words = [sys.executable, "-m", "agridistill", "review", kept, "--model", old, "--classes", lab, "--port", "0"]
+    with subprocess.Popen([*map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        address = next(word for line in server.stderr for word in line.split() if word.startswith("http://"))
+        drain = threading.Thread(target=server.stderr.read)
+        drain.start()
+        left = dict.fromkeys(CLASSES, LABELLED)
+        with playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            page = Reviewed(browser, address)
+            while any(left.values()):
+                label = truth[pixels(kept / page.photo())]
+                page.press(str(sorted(CLASSES).index(label) + 1) if left[label] else "c")
+                left[label] = max(0, left[label] - 1)
+            page.context.close()
+            browser.close()
+        server.terminate()
+        drain.join()
+
+
+def pixels(photo: Path) -> bytes:
+    """The picture without its metadata, which the device strips."""
+    with Image.open(photo) as image:
+        return image.convert("RGB").tobytes()
+
+
+@pytest.mark.timeout(600)
+def test_an_unsure_device_gets_a_model_that_is_surer(tmp_path: Path) -> None:
+    lab = draw_leaves(tmp_path / "lab", leaves_per_class=25, shots_per_leaf=1, image_size=SIZE)
+    fit = ("--image-size", SIZE, "--epochs", 6)
+
+    # The device has a model that never saw a red leaf.
+    run("train", lab, *fit, "--out", "runs/old", folder=tmp_path)
+    run("export", "runs/old", "--out", "old/leaf.onnx", folder=tmp_path)
+    run("publish", "--new-key", "keys/farm", folder=tmp_path)
+    old = tmp_path / "old" / "leaf.onnx"
+    release = ("--golden", lab, "--out", "releases", "--key", "keys/farm")
+    run("publish", old, *release, "--version", 1, folder=tmp_path)
+
+    server = WebDav(tmp_path / "server")
+    server.start()
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "watch.toml").write_text(
+        f"""
+        source = "inbox"
+        model = "old/leaf.onnx"
+        device = "greenhouse-1"
+        quality = {{ darkest = 0.0, brightest = 1.0, blurriest = 0.0, least_leaf = 0.0 }}
+        [keep]
+        one_in = 1
+        upload = "{server.address}"
+        user = "{USER}"
+        [updates]
+        keys = "keys/farm.pub"
+        source = "releases"
+        every_hours = 0.01
+        """
+    )
+    try:
+        with device(tmp_path) as watching:
+            seen = red_variety(tmp_path / "red", SEEN, seed=1)
+            truth = {}
+            for photo in sorted(seen.rglob("*.jpg")):
+                truth[pixels(photo)] = photo.parent.name
+            arrive(tmp_path / "inbox", sorted(seen.rglob("*.jpg")))
+
+            def uploaded() -> list[Path]:
+                return [path for path in server.folder.rglob("*.json") if path.with_suffix(".jpg").exists()]
+
+            wait_for(lambda: len(uploaded()) == len(truth), 60, "the kept photos on the server")
+
+            # A person labels some of them, a teacher and a student learn from them.
+            kept = tmp_path / "kept"
+            shutil.copytree(server.folder, kept)
+            label_by_keyboard(kept, old, lab, truth, tmp_path)
+            labelled = run("review", kept, "--into", "reviewed", folder=tmp_path)
+            assert labelled["copied"] == LABELLED * len(CLASSES)
+            learn, judge = shared_out(tmp_path / "reviewed", lab, tmp_path)
+            run("train", learn, *fit, "--out", "runs/teacher", folder=tmp_path)
+            words = ("--teacher", "runs/teacher", "--unlabelled", kept, "--student", "efficientnet_lite0_even")
+            run("distill", learn, *words, *fit, "--out", "runs/new", folder=tmp_path)
+            run("export", "runs/new", "--out", "new/leaf.onnx", folder=tmp_path)
+
+            # A release without a proof is refused; with it, the device takes the new model.
+            new = tmp_path / "new" / "leaf.onnx"
+            proof = run(
+                "evaluate", new, judge, "--against", old, "--out", "proof.json", "--split", "all", folder=tmp_path
+            )
+            print(json.dumps(proof["verdict"]))  # noqa: T201
+            with pytest.raises(AssertionError, match="proof"):
+                run("publish", new, *release, "--version", 2, folder=tmp_path)
+            run("publish", new, *release, "--version", 2, "--against", "proof.json", folder=tmp_path)
+            installed = tmp_path / "state" / "models" / "current.json"
+            wait_for(lambda: installed.exists() and json.loads(installed.read_text())["version"] == 2, 90, "the update")
+            later = sorted(red_variety(tmp_path / "later", 2, seed=2).rglob("*.jpg"))
+            arrive(tmp_path / "inbox", later)
+            wait_for(lambda: len(answers(watching)) == len(truth) + len(later), 60, "the later leaves")
+    finally:
+        server.stop()
+
+    before, after = answers(watching)[: len(truth)], answers(watching)[len(truth) :]
+    sure_before = np.mean([each["verdict"] == "answer" for each in before])
+    sure_after = np.mean([each["verdict"] == "answer" for each in after])
+    assert sure_after > sure_before
+    names = {photo.name: photo.parent.name for photo in later}
+    assert np.mean([each["label"] == names[each["photo"]] for each in after]) > 0.8
+
+
+def answers(watching: Device) -> list[dict[str, Any]]:
+    return [line for line in watching.lines if "event_id" in line and "verdict" in line]
+
+
+def shared_out(reviewed: Path, lab: Path, folder: Path) -> tuple[Path, Path]:
+    """Half of the reviewed leaves to learn from, with those of the laboratory; the other half to judge by."""
+    learn, judge = folder / "learn", folder / "judge"
+    shutil.copytree(lab, learn)
+    for label in CLASSES:
+        photos = sorted((reviewed / label).iterdir())
+        for number, photo in enumerate(photos):
+            target = (learn if number % 2 else judge) / label / photo.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, target)
+    return learn, judge
