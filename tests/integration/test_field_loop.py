@@ -1,4 +1,4 @@
-"""From a device that is unsure to the fleet's new model: each step is the command that a person runs."""
+"""From a device that is unsure to the fleet's new model (docs/field-loop.md): each step is a person's command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from agridistill.data.drawn_leaves import CLASSES, draw_leaves
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium", "rclone")]
 
-SIZE, SEEN, LABELLED = 96, 12, 8  # px; leaves of each class that the device sees, and that a person labels
+SIZE, LABELLED = 96, 8  # px; leaves of each class that a person labels, of each visit
+LEARN, PROVE = 12, 8  # leaves of each class that the device sees before the two visits
 
 
 def run(*words: object, folder: Path) -> dict[str, Any]:
@@ -76,6 +77,19 @@ def device(folder: Path) -> Iterator[Device]:
         started.close()
 
 
+def be_seen(drawn: Path, inbox: Path, leaves: int) -> dict[bytes, str]:
+    """Draws red leaves and puts them into the inbox; returns their conditions by their pixels."""
+    photos = sorted(red_variety(drawn, leaves, seed=leaves).rglob("*.jpg"))
+    arrive(inbox, photos)
+    return {pixels(photo): photo.parent.name for photo in photos}
+
+
+def collect(server: WebDav, count: int, folder: Path) -> None:
+    """Waits until the server has so many kept photos, and moves them to a folder."""
+    wait_for(lambda: len(complete(server.folder)) == count, 60, "the kept photos on the server")
+    shutil.move(server.folder / "greenhouse-1" / "kept", folder)
+
+
 def arrive(inbox: Path, photos: list[Path]) -> None:
     for photo in photos:
         part = inbox / f".{photo.name}.part"
@@ -103,6 +117,11 @@ def label_by_keyboard(kept: Path, old: Path, lab: Path, truth: dict[bytes, str],
             browser.close()
         server.terminate()
         drain.join()
+
+
+def complete(folder: Path) -> list[Path]:
+    """The photos whose sidecar, which is uploaded last, has arrived."""
+    return [sidecar for sidecar in folder.rglob("*.json") if sidecar.with_suffix(".jpg").exists()]
 
 
 def pixels(photo: Path) -> bytes:
@@ -145,35 +164,28 @@ def test_an_unsure_device_gets_a_model_that_is_surer(tmp_path: Path) -> None:
     )
     try:
         with device(tmp_path) as watching:
-            seen = red_variety(tmp_path / "red", SEEN, seed=1)
-            truth = {}
-            for photo in sorted(seen.rglob("*.jpg")):
-                truth[pixels(photo)] = photo.parent.name
-            arrive(tmp_path / "inbox", sorted(seen.rglob("*.jpg")))
+            # What it keeps until the first visit is to learn from, what it keeps until the second to prove by.
+            truth: dict[bytes, str] = {}
+            for visit, leaves in (("learn", LEARN), ("prove", PROVE)):
+                truth |= be_seen(tmp_path / f"red {visit}", tmp_path / "inbox", leaves)
+                collect(server, leaves * len(CLASSES), tmp_path / visit)
+                label_by_keyboard(tmp_path / visit, old, lab, truth, tmp_path)
+            shutil.copytree(lab, tmp_path / "photos")
+            for visit, into in (("learn", "photos"), ("prove", "reviewed")):
+                labelled = run("review", visit, "--into", into, folder=tmp_path)
+                assert labelled["copied"] == LABELLED * len(CLASSES)
 
-            def uploaded() -> list[Path]:
-                return [path for path in server.folder.rglob("*.json") if path.with_suffix(".jpg").exists()]
-
-            wait_for(lambda: len(uploaded()) == len(truth), 60, "the kept photos on the server")
-
-            # A person labels some of them, a teacher and a student learn from them.
-            kept = tmp_path / "kept"
-            shutil.copytree(server.folder, kept)
-            label_by_keyboard(kept, old, lab, truth, tmp_path)
-            labelled = run("review", kept, "--into", "reviewed", folder=tmp_path)
-            assert labelled["copied"] == LABELLED * len(CLASSES)
-            learn, judge = shared_out(tmp_path / "reviewed", lab, tmp_path)
-            run("train", learn, *fit, "--out", "runs/teacher", folder=tmp_path)
-            words = ("--teacher", "runs/teacher", "--unlabelled", kept, "--student", "efficientnet_lite0_even")
-            run("distill", learn, *words, *fit, "--out", "runs/new", folder=tmp_path)
+            more = ("--image-size", SIZE, "--epochs", 10)
+            run("train", "photos", *more, "--out", "runs/teacher", folder=tmp_path)
+            words = ("--teacher", "runs/teacher", "--unlabelled", "learn", "--student", "efficientnet_lite0_even")
+            run("distill", "photos", *words, *more, "--out", "runs/new", folder=tmp_path)
             run("export", "runs/new", "--out", "new/leaf.onnx", folder=tmp_path)
 
             # A release without a proof is refused; with it, the device takes the new model.
             new = tmp_path / "new" / "leaf.onnx"
-            proof = run(
-                "evaluate", new, judge, "--against", old, "--out", "proof.json", "--split", "all", folder=tmp_path
-            )
-            print(json.dumps(proof["verdict"]))  # noqa: T201
+            # Of eight photos of a class, one is more than the 10 points that the rule allows otherwise.
+            rule = ("--out", "proof.json", "--split", "all", "--max-class-drop", 15)
+            run("evaluate", new, "reviewed", "--against", old, *rule, folder=tmp_path)
             with pytest.raises(AssertionError, match="proof"):
                 run("publish", new, *release, "--version", 2, folder=tmp_path)
             run("publish", new, *release, "--version", 2, "--against", "proof.json", folder=tmp_path)
@@ -195,16 +207,3 @@ def test_an_unsure_device_gets_a_model_that_is_surer(tmp_path: Path) -> None:
 
 def answers(watching: Device) -> list[dict[str, Any]]:
     return [line for line in watching.lines if "event_id" in line and "verdict" in line]
-
-
-def shared_out(reviewed: Path, lab: Path, folder: Path) -> tuple[Path, Path]:
-    """Half of the reviewed leaves to learn from, with those of the laboratory; the other half to judge by."""
-    learn, judge = folder / "learn", folder / "judge"
-    shutil.copytree(lab, learn)
-    for label in CLASSES:
-        photos = sorted((reviewed / label).iterdir())
-        for number, photo in enumerate(photos):
-            target = (learn if number % 2 else judge) / label / photo.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(photo, target)
-    return learn, judge
