@@ -19,7 +19,7 @@ from PIL import Image
 from tests.edge.conftest import wait_for
 from tests.edge.keep.servers import PASSWORD, USER, WebDav
 from tests.needs import chromium
-from tests.review.test_page_in_browser import Reviewed
+from tests.review.test_page_in_browser import Reviewed, wait_for_lines
 
 from agridistill.data.drawn_leaves import CLASSES, draw_leaves
 
@@ -109,10 +109,13 @@ def label_by_keyboard(kept: Path, old: Path, lab: Path, truth: dict[bytes, str],
         with playwright.sync_playwright() as started:
             browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
             page = Reviewed(browser, address)
+            pressed = 0
             while any(left.values()):
                 label = truth[pixels(kept / page.photo())]
                 page.press(str(sorted(CLASSES).index(label) + 1) if left[label] else "c")
                 left[label] = max(0, left[label] - 1)
+                pressed += 1
+            wait_for_lines(kept, pressed)
             page.context.close()
             browser.close()
         server.terminate()

@@ -25,6 +25,7 @@ async function asked(path, body) {
     body: body && JSON.stringify(body),
     signal: AbortSignal.timeout(20000),
     cache: "no-store",
+    keepalive: Boolean(body), // a choice is saved also if the page is closed at once
   });
   if (answer.status === 401) location.reload();
   if (!answer.ok) throw new Error((await answer.text()).trim());
