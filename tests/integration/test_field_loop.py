@@ -193,7 +193,7 @@ def test_an_unsure_device_gets_a_model_that_is_surer(tmp_path: Path) -> None:
                 run("publish", new, *release, "--version", 2, folder=tmp_path)
             run("publish", new, *release, "--version", 2, "--against", "proof.json", folder=tmp_path)
             installed = tmp_path / "state" / "models" / "current.json"
-            wait_for(lambda: installed.exists() and json.loads(installed.read_text())["version"] == 2, 90, "the update")
+            wait_for(lambda: installed.exists() and json.loads(installed.read_text())["active"] == 2, 90, "the update")
             later = sorted(red_variety(tmp_path / "later", 2, seed=2).rglob("*.jpg"))
             arrive(tmp_path / "inbox", later)
             wait_for(lambda: len(answers(watching)) == len(truth) + len(later), 60, "the later leaves")
