@@ -27,7 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium", "rclone")]
 
 SIZE, LABELLED = 96, 8  # px; leaves of each class that a person labels, of each visit
-LEARN, PROVE = 12, 8  # leaves of each class that the device sees before the two visits
+LEARN, PROVE = 12, 10  # leaves of each class that the device sees before the two visits; a look-alike is not asked for
 
 
 def run(*words: object, folder: Path) -> dict[str, Any]:
