@@ -66,6 +66,8 @@ class Device:
         self.process.terminate()
         self.process.wait(30)
         self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextmanager
