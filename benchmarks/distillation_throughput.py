@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +206,22 @@ class ChannelsFirst(nn.Module):
 
 def compare(bench: Bench) -> dict[str, list[float]]:
     steps = {name: bench.step(name) for name in CONTENDERS}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for turn in range(TURNS + 1):
+    return in_turns(steps, bench.batches, TURNS)
+
+
+def in_turns(
+    steps: Mapping[str, Callable[[Batch], object]], batches: Sequence[Batch], turns: int
+) -> dict[str, list[float]]:
+    """Runs every step on all batches, in turns; returns the seconds of each turn by name, without the first one."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(turns + 1):
         for name, step in steps.items():
             start = time.perf_counter()
-            for batch in bench.batches:
+            for batch in batches:
                 step(batch)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-        print(f"turn {turn} of {TURNS}", file=sys.stderr, flush=True)
+        print(f"turn {turn} of {turns}", file=sys.stderr, flush=True)
     return seconds
 
 

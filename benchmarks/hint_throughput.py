@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from distillation_throughput import STRIDE, TEACHER, W_ATT, W_CE, W_KD, Bench
+from distillation_throughput import STRIDE, TEACHER, W_ATT, W_CE, W_KD, Bench, in_turns
 from reporting import machine, publish
 from torch.nn.functional import cross_entropy
 
@@ -106,15 +104,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         bench = HintBench(given.photos, given.image_size, given.batch_size, Path(work))
         steps = {name: bench.hint_step(name) for name in ROWS}
-        seconds: dict[str, list[float]] = {name: [] for name in ROWS}
-        for turn in range(TURNS + 1):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                for batch in bench.batches:
-                    step(batch)
-                if turn:
-                    seconds[name].append((time.perf_counter() - start) / len(bench.batches))
-            print(f"turn {turn} of {TURNS}", file=sys.stderr, flush=True)
+        count = len(bench.batches)
+        timed = in_turns(steps, bench.batches, TURNS)
+        seconds = {name: [taken / count for taken in each] for name, each in timed.items()}
         bytes_a_view = bench.cached.layout.dtype.itemsize
 
     def whole(first: str) -> list[float]:

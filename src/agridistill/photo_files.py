@@ -54,11 +54,11 @@ _EXPLANATION = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
 _MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
-def is_of_machine(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Returns whether a name is that of a hidden file or folder, or of one that systems and programs create.
 
     Example:
-        >>> [is_of_machine(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
+        >>> [is_system_file(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
         [True, True, True, False]
     """
     return name.startswith(".") or name.lower() in _OF_MACHINES
@@ -69,7 +69,7 @@ def is_photo(name: str) -> bool:
 
     HEIC can be read only if the extra `heic` is installed. Files that systems create do not count.
     """
-    return not is_of_machine(name) and suffix_of(name) in PHOTO_SUFFIXES
+    return not is_system_file(name) and suffix_of(name) in PHOTO_SUFFIXES
 
 
 def suffix_of(name: str) -> str:
@@ -173,7 +173,7 @@ def subfolders(root: Path) -> list[str]:
     place = os.path.realpath(root)
 
     def is_subfolder(entry: os.DirEntry[str]) -> bool:
-        if is_of_machine(entry.name):
+        if is_system_file(entry.name):
             return False
         if not entry.is_symlink():
             return is_folder(entry)
@@ -196,7 +196,7 @@ def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple
         try:
             with os.scandir(root / inside) as entries:
                 for entry in entries:
-                    if is_of_machine(entry.name):
+                    if is_system_file(entry.name):
                         continue
                     if is_folder(entry):
                         walk.add(entry)

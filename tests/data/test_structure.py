@@ -252,7 +252,7 @@ def test_folders_in_classes_that_lose_nothing_are_taken(tmp_path: Path, photos: 
 def test_one_class_of_several_folders_is_noted(tmp_path: Path) -> None:
     folder = scan(make(tmp_path, "rust/a/1.jpg", "rust/b/2.jpg", "scab/1.jpg"))
     assert folder.classes == ("rust", "scab")
-    assert folder.notes == ("all photos in the folders of 'rust' (2) get this one class",)
+    assert folder.notes == ("all photos in the 2 folders of 'rust' get the class 'rust'",)
 
 
 def test_photos_in_no_class_folder_are_reported(
@@ -319,7 +319,7 @@ def test_two_normal_forms_of_one_name_are_one_class_and_a_problem(tmp_path: Path
     result = check(root)
     assert [(one.name, one.photos) for one in result.classes] == [(COMPOSED, 8), ("Saine", 4)]
     assert result.problems == (
-        f"2 class folders '{COMPOSED}', whose names differ in Unicode normal form, are one class",
+        f"2 class folders '{COMPOSED}', whose names differ in Unicode normal form, are merged into one class",
     )
 
 

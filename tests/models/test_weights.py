@@ -409,5 +409,5 @@ def test_a_path_named_leaf_is_not_taken_for_the_leaf_weights(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert start_path("runs/leaf", STUDENT) == Path("runs/leaf")
     (tmp_path / "leaf").mkdir()
-    with pytest.raises(ModelError, match="a file or folder 'leaf' here"):
+    with pytest.raises(ModelError, match="no file or folder 'leaf' here"):
         start_path("leaf", next(iter(LEAF)))

@@ -79,8 +79,8 @@ def evaluate(
     """Measure how well a model classifies labelled photos, or compare it with an older model (--against).
 
     The split comes from --splits; without it, from the training run if the model was trained on this data; otherwise
-    from train/val/test folders. Without any split, all photos are evaluated if the model has certainly not learnt from
-    them; if that is not known, pass --split all.
+    from train/val/test folders. Without any split, all photos are evaluated, but only if it is certain that the model
+    has not learnt from them. If that is not known, pass --split all.
 
     Classes of the model that have no photos in the data get no scores.
     """

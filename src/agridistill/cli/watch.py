@@ -230,7 +230,8 @@ def publish(
         Path | None,
         Option(
             help="Let devices test the model on these photos. The right answers are the names of their class folders; "
-            "without class folders, they are the present answers of the model. Above 200, five of each class count."
+            "without class folders, they are the present answers of the model. "
+            "Of more than 200 photos, only five of each class are used."
         ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,

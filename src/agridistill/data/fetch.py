@@ -32,7 +32,7 @@ from agridistill.data.folder import scan
 from agridistill.data.inspection import MAX_BAD_SHARE, inspect_photos
 from agridistill.errors import DataError, FetchError
 from agridistill.manifest import sha256_of
-from agridistill.photo_files import is_of_machine, is_photo
+from agridistill.photo_files import is_photo, is_system_file
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import replacing_folder, require_writable
 
@@ -168,7 +168,7 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
             leaf_maps.append(name)
         if len(path.parts) < 2 or path.parts[-2] not in dataset.classes or dataset.other_roots & set(path.parts[:-2]):
             continue
-        if is_photo(path.name) and not any(is_of_machine(part) for part in path.parts[:-1]):
+        if is_photo(path.name) and not any(is_system_file(part) for part in path.parts[:-1]):
             found.setdefault(path.parent.parent, {})[name] = PurePosixPath(path.parts[-2], path.name)
     roots = sorted(found)
     if len(roots) > 1:

@@ -208,7 +208,7 @@ def _scan_classes(
         without_photos,
         unlabelled=tuple(loose),
         notes=tuple(
-            f"all photos in the folders of '{one.name}' ({len(one.first_level)}) get this one class"
+            f"all photos in the {len(one.first_level)} folders of '{one.name}' get the class '{one.name}'"
             for one in held
             if nested is None and one.loses_a_level
         ),

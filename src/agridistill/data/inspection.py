@@ -257,7 +257,7 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _decoded_record(path: Path, digest: str, stored: tuple[int, int]) -> PhotoRecord:
-    # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
+    # The colour profile is ignored, because earlier versions computed the stored hashes of training photos in this way.
     image = read_photo(path, shorter_side=_DECODED_SIDE, own_colours=True)
     tiny = _tiny(image)
     phash, *turned = _phashes([tiny, *(tiny.transpose(turn) for turn in Image.Transpose)])

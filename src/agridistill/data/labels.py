@@ -85,7 +85,7 @@ def to_layout(label_file: object, label_columns: object, nested: object) -> Layo
     """Builds a layout from the arguments of a Python call; None if all have their defaults (None, empty, None).
 
     Raises:
-        ConfigError: an argument has a wrong type, or two arguments exclude each other.
+        ConfigError: an argument has a wrong type, or two arguments cannot be combined.
     """
     file = to_optional_path("label_file", label_file)
     if isinstance(label_columns, str) or not isinstance(label_columns, Sequence):

@@ -12,7 +12,7 @@ tools give them show the original:
 | `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
 | `IMG_1_GaussNoise2.jpg`, if `IMG_1.jpg` is also there | `IMG_1.jpg` | scripts with other words |
 
-Names that differ only in a number (`IMG_1_2`, `leaf (3)`) are not grouped: cameras and Windows count photos so.
+Names that differ only in a number (`IMG_1_2`, `leaf (3)`) are not grouped: cameras and Windows number photos like this.
 """
 
 from __future__ import annotations

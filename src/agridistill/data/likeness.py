@@ -217,8 +217,8 @@ class LearntPhotos:
     """Hashes of the photos that a model was trained on, by which `evaluate` recognises them in other folders.
 
     They include the photos for validation, and all photos of the teacher and of the run that the training started from.
-    Copies are recognised too: all that are renamed, flipped or turned, and about nine in ten that are resized or
-    recompressed. A file next to the model stores five bytes for each photo, which do not reveal what the photo shows.
+    Copies are recognised, too: all renamed, flipped or turned ones, and about nine in ten resized or recompressed ones.
+    A file next to the model stores five bytes for each photo, which do not reveal what the photo shows.
     """
 
     entries: frozenset[bytes]  # a hash of five bytes for each photo

@@ -108,7 +108,7 @@ class PhotoDataset(Dataset[Item | None]):
 
 @dataclass(frozen=True)
 class Viewing:
-    """The training photos and the settings of their views, by which student and teacher get the same pixels."""
+    """The training photos and the settings of their views, so that student and teacher get the same pixels."""
 
     root: Path  # the data folder
     samples: Sequence[Sample]
@@ -123,7 +123,7 @@ class Viewing:
     keep_views: bool = False  # draws each view once and caches its pixels (`views.KeptViews`); the pixels are the same
     seed: int = DISTILLATION_VIEWS  # seed of all views
     unlabelled_root: Path | None = None  # folder of the photos without labels; None if there are none
-    repeats: int = 1  # how often `samples` has each photo with a label; each time it has other views
+    repeats: int = 1  # how often `samples` contains each photo with a label, each time with other views
 
     @cached_property
     def labelled(self) -> int:
@@ -149,7 +149,7 @@ class Viewing:
         )
 
     def with_labels(self) -> Viewing:
-        """Returns the photos with labels alone, each once."""
+        """Returns a copy with only the photos that have labels, each once."""
         return replace(self, samples=self.samples[: self.labelled // self.repeats], unlabelled_root=None, repeats=1)
 
 
@@ -255,7 +255,7 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
-    """Returns the loader processes for each of `devices` training processes: 1 to 12 for a GPU, 1 or 2 for "cpu"."""
+    """Returns the number of loader processes for each of `devices` processes: 1 to 12 for a GPU, 1 or 2 for "cpu"."""
     cores = (os.cpu_count() or 1) // devices
     return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
 

@@ -186,7 +186,7 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
     """Refuses a folder of test photos next to class folders, and pairs such as `train_rust` and `test_rust`.
 
-    Folders named "train" and "valid" may be classes.
+    A folder named "train" or "valid" is accepted, because it may be a class.
     """
     named: dict[str, dict[str, str]] = {}
     for one in classes:
@@ -277,5 +277,6 @@ def alike_in_words(group: Sequence[str]) -> str:
     """
     written = [f"'{name}'" for name in dict.fromkeys(map(composed, group))]
     if len(written) == 1:
-        return f"{len(group)} class folders {written[0]}, whose names differ in Unicode normal form, are one class"
+        folders = f"{len(group)} class folders {written[0]}, whose names differ in Unicode normal form"
+        return f"{folders}, are merged into one class"
     return f"these class names differ only in capitals, spaces or Unicode normal form: {' and '.join(written)}"

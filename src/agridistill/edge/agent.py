@@ -1,4 +1,4 @@
-"""The agent's main loop: takes frames, decides on them, stores the detections and sends alerts.
+"""The agent's main loop: takes frames, classifies them, stores the detections and sends alerts.
 
 It goes on while the disk refuses writes or the source is away.
 """
@@ -44,9 +44,9 @@ BROKER = "broker"
 """Name of the broker's outbox, which holds detections and alerts; all other outboxes hold only alerts."""
 _TAKE_S = 0.5
 # If many photos wait in a folder, their detections are stored in groups: each wait for the disk takes milliseconds.
-# A kill between two groups costs nothing but the work, because photos without a stored detection are read again.
+# A kill between two groups loses only work, because photos without a stored detection are read again.
 _GROUP, _GROUP_S, _TAKE_IN_GROUP_S = 16, 0.2, 0.05
-# Each write wears an SD card; readers take an agent whose state is older than 30 s for dead.
+# Each write wears an SD card; readers treat an agent whose state is older than 30 s as dead.
 _STATE_EVERY_S = 10.0
 _FRAMES_BETWEEN_CLEARINGS = 500
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 0.5, 30.0

@@ -50,9 +50,9 @@ Worker = Callable[[threading.Event], None]
 _JOIN_S = 10.0
 # Longer than the folder source waits for a photo that may still be written to.
 _IDLE_S = 3.0
-# After so many pauses between pictures without a change the camera counts as stuck, even with one picture an hour.
+# A camera counts as stuck after this number of pauses between pictures without a change, even at one picture an hour.
 _STILL_PICTURES = 3.5
-# With `once`, how long a receiver may take nothing before the agent ends; its messages stay on the disk.
+# With `once`, how long a receiver may accept no message before the agent ends; its messages stay on the disk.
 _GIVE_UP_S = 30.0
 
 
@@ -202,7 +202,7 @@ def _agent(
     reported = set[str]()
 
     def seen(identity: str) -> bool:
-        """Whether this or an earlier model has already decided on a photo; logs each earlier model once."""
+        """Whether this or an earlier model has already classified a photo; logs each earlier model once."""
         decided_by = history.decided_by(identity)
         if decided_by and decided_by not in {model.decider.model_id, *reported}:
             reported.add(decided_by)

@@ -157,7 +157,7 @@ def require_valid(settings: WatchSettings) -> None:
     Raises:
         ConfigError: a value has a wrong type or is out of range.
     """
-    # The paths of source and model may be no valid UTF-8, which JSON requires.
+    # The paths of source and model may not be valid UTF-8, which JSON requires.
     plain = TypeAdapter(WatchSettings).dump_python(settings, mode="json", exclude={"source", "model"})
     watch_settings(plain, where="the agent's settings")
 

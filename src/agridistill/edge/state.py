@@ -240,7 +240,7 @@ def broker_words(state: AgentState) -> str:
 
 
 def queue_words(state: AgentState) -> str:
-    """Returns text on the broker's messages, such as "3 messages, the oldest for 2 min" or "nothing: no broker"."""
+    """Returns what waits for the broker, in words: "3 messages, the oldest for 2 min" or "nothing: no broker"."""
     return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
 
 

@@ -35,7 +35,7 @@ from agridistill.progress import quiet_loggers
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the model hub's first answer; a download that has begun may take longer."""
 
-# For so long an unreachable hub is not tried again, because both the choice of a model and its creation try it.
+# An unreachable hub is not tried again for this time, because both the choice of a model and its creation try it.
 _HUB_RETRY_S = 60.0
 _PROXY_AUTHENTICATION, _SERVER_ERRORS = 407, 500
 

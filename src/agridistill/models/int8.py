@@ -272,7 +272,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _conv_before(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
-    """Returns the convolution that computes the node's input, or None; no other node may use its output."""
+    """Returns the convolution before the node; None if there is none, or if another node uses its output, too."""
     (source,) = node.all_input_nodes
     conv = _module(graph, source)
     return conv if isinstance(conv, nn.Conv2d) and len(source.users) == 1 else None
@@ -281,6 +281,6 @@ def _conv_before(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
 def _insert_after(graph: fx.GraphModule, node: fx.Node, name: str) -> None:
     with graph.graph.inserting_after(node):
         call = graph.graph.call_module(name, (node,))
-    # What is inserted belongs to the same module of the network, so it may be the output of its stage.
+    # The inserted node belongs to the same module of the network, so it may be the output of its stage.
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

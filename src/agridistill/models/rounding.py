@@ -196,7 +196,7 @@ class PhotoLevels(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, conv: nn.Conv2d) -> None:
-        """Changes a convolution in place, so that it gives the same outputs for converted photos as before for others.
+        """Changes a convolution in place, so that converted photos give the outputs that unconverted ones gave before.
 
         The outputs are exactly the same, except at borders that the convolution pads with zeros.
         """

@@ -221,7 +221,7 @@ class StageTap:
 
 
 def stage_info(model: nn.Module, stride: int, info: Any = None) -> Mapping[str, Any]:
-    """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers.
+    """Returns timm's `feature_info` entry for a stride: that of the deepest stage with this stride.
 
     Its "module" is the path of the stage's module, its "num_chs" the number of channels. `info` replaces the model's
     own `feature_info`. Raises a ModelError if the model has no stage of this stride.
@@ -258,7 +258,7 @@ def with_attention(network: nn.Module, stride: int) -> nn.Module:
     largest value in each photo. In an int8 network it is computed from the rounded activations.
 
     Args:
-        network: a timm model, or what `models.int8` made of one, which is copied.
+        network: a timm model, or a network that `models.int8` made from one; it is copied.
         stride: the stride of the stage, in pixels, as for `StageTap`.
 
     Raises:

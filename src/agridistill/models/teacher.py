@@ -29,7 +29,7 @@ _BATCH_SIZE = 32
 
 
 class TeacherOutputs(NamedTuple):
-    """What a teacher gives for a batch of B photos."""
+    """The outputs of a teacher for a batch of B photos."""
 
     logits: Tensor  # `(B, K)` float32
     maps: dict[int, Tensor]  # attention maps by stride, `(B, H, W)` or `(B, M, H, W)` float32

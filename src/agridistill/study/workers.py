@@ -44,7 +44,7 @@ class Order:
     split_file: Path | None = None
     layout: Layout = FOLDERS
 
-    def carry_out(self) -> None:
+    def run(self) -> None:
         """Trains the run, or resumes it if it is unfinished; raises the errors of `distill` and `train`."""
         resume = RunFolder(self.out).recipe.exists()
         split_file = None if resume else self.split_file
@@ -185,7 +185,7 @@ def main() -> int:
     order = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
     threading.Thread(target=_interrupt_at_end_of_stdin, daemon=True).start()
     try:
-        order.carry_out()
+        order.run()
     except (AgriDistillError, OSError) as error:  # OSError: a full disk, for example
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the log of this run
         return _FAILED

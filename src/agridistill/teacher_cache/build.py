@@ -308,7 +308,7 @@ class CachedTeacher:
             cache.write(block, records)
 
     def _fit_projections(self, workers: int) -> None:
-        """Fits how features are compressed, to the first view of some photos, unless an earlier build has."""
+        """Fits the compression of features to the first view of some photos, unless an earlier build did this."""
         path, viewing = self.folder / PROJECTION, self.viewing
         if not self.layout.features or path.exists():
             return
@@ -341,7 +341,7 @@ def _batches(block: Block) -> list[range]:
 
 
 def _warn_about_nearest(caches: Path, key: Key) -> None:
-    """Logs in what the most similar existing cache differs from the requested key; does nothing without a cache."""
+    """Logs how the most similar existing cache differs from the requested key; does nothing without a cache."""
     others: dict[Path, list[str]] = {}
     for folder in sorted(caches.iterdir()) if caches.is_dir() else ():
         with contextlib.suppress(RunError):

@@ -20,7 +20,7 @@ from agridistill.errors import RunError
 from agridistill.storage import replacing
 
 FEATURE_BYTES = 3600
-"""Most bytes of one view's features over all stages, such as 56 channels on a grid of 8 x 8.
+"""Largest number of bytes of one view's features in all stages together, enough for 56 channels on a grid of 8 x 8.
 
 A stage keeps at least one channel, so a grid of more positions takes more.
 """
@@ -53,9 +53,9 @@ class Projection(NamedTuple):
 def decode(codes: Codes) -> Tensor:
     """Returns the projected features `(B, C, H, W)` float32 of compressed ones.
 
-    Half the mean squared difference of a student to them is at most that to the original features, apart from the
-    rounding: the projection only leaves out components, and its rows have the length at which the means over C and over
-    all channels are the same.
+    The hint loss is half the mean squared difference from the student's features. Apart from the rounding, its value
+    with projected features is at most its value with the original ones, because the projection only leaves out
+    components. The rows of the projection have the length at which the mean over C equals the mean over all channels.
     """
     return codes.values.float() * codes.scale[:, None, None, None]
 

@@ -67,7 +67,7 @@ class BuildCache(Callback):
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[ProgressCallback]:
-        """Shows a first line, then a bar with the time left, or without a terminal a line after each tenth."""
+        """Shows a first line, then a bar with the time left, or, without a terminal, one line for each tenth."""
         console = stderr_console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -141,7 +141,7 @@ class FitHead(Callback):
         return np.stack([np.frombuffer(rows[key], np.float16).astype(np.float32) for key in readable]), labels
 
     def _keys(self) -> list[ViewKey]:
-        """Chooses the views: equally many of each photo; if there are many photos, of a share of each class."""
+        """Chooses the same number of views of each photo; if there are many photos, only of a share of each class."""
         photos = self.viewing.samples
         views = max(1, min(VIEWS_OF_A_PHOTO, MAX_VIEWS // len(photos)))
         share = min(1.0, MAX_VIEWS / (views * len(photos)))
@@ -235,7 +235,7 @@ class AveragedWeights(Callback):
                 self.average[name].copy_(value)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Replaces the network's weights by the average for the validation."""
+        """Replaces the network's weights by their moving average during the validation."""
         self._swap(module)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -33,7 +33,7 @@ _LEAF_VIEWS, _LEAF_SIZE = 4800, 128
 # Number of views in a whole training from random weights, which needs far more steps: five minutes on two cores.
 _SCRATCH_VIEWS = 12_000
 _SCRATCH_SIZE = 128
-# With fewer steps in an epoch, many photos are left over from the last batch, and the log shows little progress.
+# With fewer steps in an epoch, the incomplete last batch, which is dropped, holds a large share of the photos.
 _LEAST_STEPS = 10
 # With fewer photos, training from random weights is worse than starting from ImageNet weights (docs/results.md).
 _FEW_PHOTOS = 3000
@@ -148,7 +148,7 @@ def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Cho
         return _leaf(command, situation, "from leaf weights")
     if own.get("model") == EMBEDDED and starts and situation.packaged:
         # The settings are the same whether the user named this network or it was chosen.
-        return _embedded(command, situation, "as named; its ImageNet weights are installed")
+        return _embedded(command, situation, "your choice; its ImageNet weights are installed")
     if "model" in own:
         return _Chosen(_for_few(own, situation))
     if own.get("weights"):

@@ -86,7 +86,7 @@ class DistillationModule(lightning.LightningModule):
     @property
     def progress(self) -> float:
         """Share of all optimizer steps that are done, 0 to 1."""
-        # Not Lightning's count: it starts the loaders, and on a resume it comes before the epoch is set.
+        # `total_steps` is not Lightning's estimate, which starts the loaders, on a resume before the epoch is set.
         return min(1.0, self.global_step / self.total_steps)
 
     def train(self, mode: bool = True) -> DistillationModule:
@@ -165,7 +165,7 @@ class DistillationModule(lightning.LightningModule):
         return terms["total"]
 
     def _mixed(self, batch: Batch) -> Batch:
-        """The batch by mixup or cutmix, with labels `(B, K)`; drawn from the generator that each step seeds."""
+        """Applies mixup or cutmix with the random generator that each step seeds; the labels become `(B, K)`."""
         if not self._mixing:
             return batch
         mix = self._mixing[int(torch.randint(len(self._mixing), ()))]

@@ -213,7 +213,7 @@ def _teacher(plan: RunPlan) -> TeacherSource | None:
 
 
 def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
-    """Checks what the objective can make of mixed photos, and the size of the first steps."""
+    """Checks that teacher and objective support mixed photos, and that `start_size` is not above the image size."""
     fit, size = plan.fit, plan.preprocessing.image_size
     if fit.start_size > size:
         expected, got = f"start_size of at most {size} px, the image size", f"{fit.start_size} px"

@@ -183,7 +183,7 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     if not resume:
         prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
     if settings.unlabelled is not None:
-        # Also the photos of a held-out leaf that have lost their label by `data.labels`.
+        # Photos of held-out leaves also include those that `data.labels` has left out of the split.
         leaves = {sample.leaf_id for sample in (*prepared.val, *prepared.test)}
         unlabelled = find_unlabelled(
             Path(settings.unlabelled),

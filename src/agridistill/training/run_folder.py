@@ -29,7 +29,7 @@ from agridistill.version import __version__
 
 # Settings that a resume may change, because they do not change the result.
 MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
-# What other code reads from environment.json.
+# The keys of environment.json that other code reads.
 ENVIRONMENT_KEYS = ("data", "data_fingerprint", "layout", "normalisation", "skipped", "start", "teacher_sha256")
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
@@ -114,9 +114,9 @@ class RunFolder:
             )
 
     def require_same_features(self, features: str | None) -> None:
-        """Raises a RunError if the teacher's features (`RunPlan.features`) come from elsewhere than at the start.
+        """Raises a RunError if the teacher's features (`RunPlan.features`) have another source than at the start.
 
-        Those of the cache are compressed.
+        The source is "cache" or "network". They differ, because the cache compresses features.
         """
         # Earlier versions cached no features.
         before = self.read_environment().get("teacher_features", "network")
@@ -247,7 +247,7 @@ def _by_key(recipe: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], An
 
 
 def _version(package: str) -> str | None:
-    """None where a fork with another name stands in, such as Pillow-SIMD."""
+    """Returns None if the package is not installed under this name, such as Pillow replaced by Pillow-SIMD."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -103,7 +103,7 @@ class FitSettings:
         pretrained: starts from the weights in an installed package or, without one, from timm's on the model hub.
         weights: a weights file or the folder of a finished run to start from instead.
         int8: continues the training of `weights` with the arithmetic of its int8 export: batch norm is folded, weights
-            and activations are rounded (`models.quantised`). Attention and hints are not possible, because the
+            and activations are rounded (`models.int8.quantised`). Attention and hints are not possible, because the
             export lacks those stages.
         devices: number of processes on this machine, each with a GPU or a share of the processor.
         nodes: number of machines that run the same command.

@@ -183,7 +183,7 @@ class ProgressLine(Callback):
         self._begin, self._first_epoch = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Draws the bar, or prints the first line if there is no terminal."""
+        """Draws the progress bar, or prints the first line if there is no terminal."""
         self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
         if not trainer.is_global_zero:
             return

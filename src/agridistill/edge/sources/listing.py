@@ -27,8 +27,8 @@ from agridistill.photo_files import (
     how_to_read,
     is_explanation,
     is_folder,
-    is_of_machine,
     is_photo,
+    is_system_file,
     suffix_of,
 )
 
@@ -191,7 +191,7 @@ class Listing:
         return time.time() - self._changed_ns / 1e9
 
     def request_rescan(self) -> None:
-        """Makes `is_due` return True soon: the caller has skipped photos because too many were waiting."""
+        """Makes `is_due` return True soon; for a caller that skipped photos because too many were waiting."""
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
@@ -267,7 +267,7 @@ class Listing:
         self._changed_ns = max(self._changed_ns, (self.root / inside).stat().st_mtime_ns)
         with os.scandir(self.root / inside) as entries:
             for entry in entries:
-                if is_of_machine(entry.name):
+                if is_system_file(entry.name):
                     continue
                 if is_folder(entry):
                     if not entry.name.endswith(_UNFINISHED):

@@ -77,7 +77,7 @@ class ReleaseFolder:
 
     @contextlib.contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Opens `release.json` or `vVERSION/NAME`; yields `start`, and the content from this byte on in pieces.
+        """Opens `release.json` or `vVERSION/NAME`; yields `start`, and the content in pieces, starting at this byte.
 
         Raises:
             UnavailableError: the file cannot be read.
@@ -97,7 +97,7 @@ class ReleaseFolder:
 
 
 class ReleaseServer:
-    """The source of a release on an HTTP server; `url` leads to `release.json`, or to its folder with a final "/"."""
+    """The source of a release on an HTTP server; `url` is that of `release.json`, or of its folder with a final "/"."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         # Imported here, because httpx takes time and memory that an agent without such a source saves.
@@ -118,7 +118,7 @@ class ReleaseServer:
 
     @contextlib.contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Requests `release.json` or `vVERSION/NAME` from the byte `start` on.
+        """Requests `release.json` or `vVERSION/NAME`, starting at byte `start`.
 
         Yields the byte at which the answer really begins (0 if the server cannot continue at `start`), and the content
         in pieces.

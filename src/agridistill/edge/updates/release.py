@@ -69,7 +69,7 @@ class GoldenPhoto(_Signed):
 
 
 class TrustChange(_Signed):
-    """Signing keys that a device starts or stops to trust when it installs the release."""
+    """Signing keys that a device starts or stops trusting when it installs the release."""
 
     add: tuple[_32Bytes, ...] = Field(default=(), max_length=16)  # public keys in hex
     remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)  # ids of keys

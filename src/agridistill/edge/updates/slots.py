@@ -30,8 +30,8 @@ from agridistill.storage import only_one, replacing, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-MAX_TRIAL_STARTS = 3  # after so many starts without `confirm` or a clean end, the last good model is used again
-CONFIRM_FRAMES = 20  # a model on trial is confirmed after so many frames in runs that ended cleanly
+MAX_TRIAL_STARTS = 3  # after this number of starts without `confirm` or a clean end, the last good model is used again
+CONFIRM_FRAMES = 20  # a model on trial is confirmed after this number of frames in runs that ended cleanly
 UPDATE_LOCK = "update.lock"
 POINTER_NAME = "current.json"
 _FOLDER = re.compile(r"v([1-9][0-9]{0,15})(\.part)?")

@@ -29,7 +29,7 @@ from agridistill.storage import only_one
 logger = logging.getLogger(__name__)
 
 MAX_KILLED_CHECKS = 3
-"""A golden check that was killed is repeated so many times; then the version is refused."""
+"""A golden check that was killed is repeated this number of times; then the version is refused."""
 # A postponed update is tried again after pauses that double, up to an hour or the interval of the checks.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
 _POLL_S = 0.5
