@@ -79,7 +79,7 @@ def photos_to_exclude(
         return None
     needed = len(new) * _last(is_open, 1.0, 1e4)
     digit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return math.ceil(round(needed / digit, 6)) * digit
+    return int(math.ceil(round(needed / digit, 6)) * digit)
 
 
 def tango_interval(won: float, lost: float, size: float, *, confidence: float = 0.95) -> tuple[float, float]:
