@@ -102,6 +102,7 @@ def test_too_few_photos_show_nothing(
     code, out, _ = run(capsys, *words)
     assert code == 1
     assert "Not shown: with 40 photos, a loss of more than 3 points cannot be excluded: +0.0 points" in out
+    assert "About 130 photos like these would exclude a loss of more than 3 points." in out
     assert run(capsys, *words, "--max-drop", 9)[0] == 0
 
 
@@ -244,9 +245,45 @@ def test_a_release_without_proof_says_so(publish: Run, worse: Path, colour_model
     }
 
 
-def test_another_channel_has_nothing_to_compare_with(publish: Run, new: Path, colour_model: Path) -> None:
+def test_a_release_of_another_channel_is_no_way_around_the_proof(
+    publish: Run, worse: Path, colour_model: Path, tmp_path: Path
+) -> None:
     publish(colour_model, 1)
-    assert publish(new, 2, "--channel", "potato")[0] == 0
+    before = (tmp_path / "served" / "release.json").read_bytes()
+    code, _, err = publish(worse, 2, "--channel", "potato")
+    assert code == 2
+    assert "a folder of its own for the releases of the channel 'potato'" in err
+    assert "whose last release is for the channel 'default'; publish to another --out" in err
+    assert (tmp_path / "served" / "release.json").read_bytes() == before
+    assert publish(worse, 2, "--channel", "potato", "--without-proof")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("data", None, "(data: Input should be a valid dictionary)"),
+        ("mcnemar_p_value", float("nan"), "which is not JSON"),
+        ("verdict", {"holds": True, "level": "fails", "headline": "Does not hold"}, "but level is 'fails'"),
+        ("verdict", {"holds": 1, "level": "holds", "headline": "Holds"}, "(verdict.holds: Input should be a valid"),
+    ],
+)
+def test_a_damaged_proof_is_one_line(
+    prove: Run, publish: Run, new: Path, colour_model: Path, tmp_path: Path, part: str, value: object, message: str
+) -> None:
+    publish(colour_model, 1)
+    file = tmp_path / "proof.json"
+    prove(new, "--out", file)
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: value}))
+    code, out, err = publish(new, 2, "--against", file)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_publish_prints_what_the_proof_allows(prove: Run, publish: Run, worse: Path, tmp_path: Path) -> None:
+    file = tmp_path / "proof.json"
+    assert prove(worse, "--out", file, "--max-drop", 100, "--max-class-drop", 100)[0] == 0
+    _, out, _ = publish(worse, 1, "--against", file)
+    assert json.loads(out)["proof_headline"].startswith("Holds: accuracy changes by -84.6 points")
 
 
 def test_a_first_release_may_have_a_proof(prove: Run, publish: Run, new: Path, worse: Path, tmp_path: Path) -> None:
@@ -280,3 +317,16 @@ def test_an_interrupted_write_leaves_the_last_proof(
     assert "a full disk" in err
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.glob(".proof*")] == []
+
+
+def test_a_release_does_not_name_the_photos_of_the_publisher(
+    capsys: Capture, publish: Run, new: Path, colour_model: Path, data: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copytree(data, tmp_path / "mine"))
+    (mine / "red" / "farm of a neighbour.jpg").write_bytes(b"no photo")
+    words = ("evaluate", new, mine, "--split", "all", "--against", colour_model, "--out", tmp_path / "proof.json")
+    assert run(capsys, *words)[0] == 0
+    assert publish(new, 1, "--against", tmp_path / "proof.json")[0] == 0
+    released = (tmp_path / "served" / "v1" / "proof.json").read_text()
+    assert "neighbour" not in released
+    assert json.loads(released)["new"]["evaluation"]["skipped"] == 1

@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 
 from agridistill.evaluation.metrics import accuracy_interval
-from agridistill.evaluation.paired import mcnemar, paired_difference, tango_interval
+from agridistill.evaluation.paired import mcnemar, paired_difference, photos_to_exclude, tango_interval
 
 
 def reference_interval(won: int, lost: int, size: int) -> tuple[float, float]:
@@ -112,3 +112,41 @@ def test_mcnemar_is_the_exact_binomial(b: int, c: int) -> None:
     expected = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
     found = mcnemar(first, second)
     assert found == {"only_first": b, "only_second": c, "p_value": pytest.approx(expected)}
+
+
+def test_one_photo_that_differs_does_not_turn_two_leaves_into_two_hundred_photos() -> None:
+    leaves = ["a"] * 100 + ["b"] * 100
+    new, old = np.ones(200, bool), np.ones(200, bool)
+    equal = paired_difference(new, old, leaves)
+    old[0] = False
+    found = paired_difference(new, old, leaves)
+    assert equal.low == pytest.approx(-65.8, abs=0.1)
+    assert found.low == pytest.approx(equal.low, abs=3)
+
+
+@pytest.mark.parametrize(("leaves", "of_leaf"), [(10, 20), (40, 20)])
+def test_a_loss_at_the_limit_is_excluded_in_at_most_one_of_forty_cases(leaves: int, of_leaf: int) -> None:
+    rng = np.random.default_rng(leaves + of_leaf)
+    leaf_ids = [str(number // of_leaf) for number in range(leaves * of_leaf)]
+    shares = [0.04, 0.10, 0.86]
+    excluded = 0
+    for _ in range(300):
+        as_one = np.repeat(rng.choice(3, leaves, p=shares), of_leaf)
+        of_photos = rng.choice(3, leaves * of_leaf, p=shares)
+        kind = np.where(np.repeat(rng.random(leaves) < 0.5, of_leaf), as_one, of_photos)
+        excluded += paired_difference(kind == 0, kind == 1, leaf_ids).low > -6
+    assert excluded / 300 <= 0.035  # 2.5 %, within the precision of 300 cases
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "photos", "enough"),
+    [
+        (0, 0, 40, 130),  # 125 photos on which the models never differ
+        (1, 1, 40, 270),  # docs/decisions/0014-proof-before-release.md
+        (0, 0, 125, None),  # these are enough
+        (0, 2, 40, None),  # a loss of 5 points
+    ],
+)
+def test_the_number_of_photos_that_exclude_a_loss(won: int, lost: int, photos: int, enough: int | None) -> None:
+    new, old = np.arange(photos) >= lost, np.arange(photos) < photos - won
+    assert photos_to_exclude(3.0, new, old, [str(number) for number in range(photos)]) == enough

@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from agridistill.edge.settings import WatchSettings
 
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
-_PROOFS = {
-    "holds": "; proof.json shows that it may replace the old model",
-    "without": "; without proof",
-    "not needed": "",
-}
 
 
 def watch(
@@ -312,8 +307,10 @@ def publish(
             f"{result.release}: version {result.version} {state}, with {result.files} files, "
             f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; the model answers "
             f"{100 * result.agreement:.1f} % of {result.golden_photos} golden photos correctly on this computer, and "
-            f"must answer {100 * settings.minimum_agreement:g} % correctly on a device{_PROOFS[result.proof]}"
+            f"must answer {100 * settings.minimum_agreement:g} % correctly on a device"
         )
+        if result.proof != "not needed":
+            stderr.print(f"proof: {printable(result.proof_headline or 'none')}")
     output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
 
 

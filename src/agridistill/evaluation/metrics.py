@@ -87,12 +87,15 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
     return Interval(min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate))
 
 
-def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str]) -> float:
+def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str], *, pseudo_leaves: int = 0) -> float:
     """Returns how many independent photos would measure a mean as precisely as N photos with several of one leaf.
 
     Args:
         values: `(N,)`, what is averaged: whether each photo was classified correctly, or the difference of two models.
         leaf_ids: the leaf id of each of the N photos.
+        pseudo_leaves: number of further leaves of typical size, all of whose photos are assumed to differ by 1 from the
+            mean. If few values differ from the others, one such leaf avoids the conclusion that photos of one leaf are
+            independent.
 
     Returns:
         A number above 0, at most N; `accuracy_interval` describes the estimate.
@@ -110,11 +113,12 @@ def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str]) -> floa
     leaves = len(photos_of_leaf)
     residuals = np.asarray(values, np.float64) - float(np.mean(values))
     squares = float(np.sum(residuals**2))
+    typical = float(np.sum(photos_of_leaf**2)) / count
     if squares == 0 or leaves == 1:
-        return float(count**2 / np.sum(photos_of_leaf**2))
+        return count / typical
     residual_of_leaf = np.bincount(leaf, weights=residuals)
-    robust = leaves / (leaves - 1) * float(np.sum(residual_of_leaf**2)) / count**2
-    independent = squares / (count - 1) / count
+    robust = leaves / (leaves - 1) * float(np.sum(residual_of_leaf**2)) + pseudo_leaves * typical**2
+    independent = count / (count - 1) * squares + pseudo_leaves * typical
     return count / max(robust / independent, 1.0)
 
 

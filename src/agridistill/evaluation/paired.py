@@ -28,9 +28,9 @@ def paired_difference(new: NDArray[np.bool_], old: NDArray[np.bool_], leaf_ids: 
     """Computes the difference in accuracy of two models, where several photos may show the same leaf.
 
     The interval is Tango's score interval of a paired difference (1998, Statistics in Medicine 17, 891-908), with the
-    effective sample size of the N differences (see `metrics.accuracy_interval`). If the models never differ, a
-    bootstrap over leaves would give an interval of length 0; this one then reaches 3.84 / (n + 3.84) to each side, with
-    n leaves.
+    effective sample size of the N differences (see `metrics.accuracy_interval`), as if the models differed on all
+    photos of one more leaf. If they never differ, a bootstrap over leaves would give an interval of length 0; this one
+    then reaches 3.84 / (n + 3.84) to each side, with n leaves.
 
     Args:
         new: `(N,)`, whether the new model classifies each photo correctly.
@@ -47,10 +47,39 @@ def paired_difference(new: NDArray[np.bool_], old: NDArray[np.bool_], leaf_ids: 
     """
     _require_pairs(new, old)
     gains = new.astype(np.int64) - old
-    size = effective_sample_size(gains, leaf_ids)
+    size = effective_sample_size(gains, leaf_ids, pseudo_leaves=1)
     won, lost = float(np.mean(gains > 0)), float(np.mean(gains < 0))
     low, high = tango_interval(won * size, lost * size, size)
     return PairedDifference(100 * (won - lost), 100 * low, 100 * high)
+
+
+def photos_to_exclude(
+    loss: float, new: NDArray[np.bool_], old: NDArray[np.bool_], leaf_ids: Sequence[str]
+) -> int | None:
+    """Returns about how many photos would exclude a loss, if both models do as on the photos at hand.
+
+    Args:
+        loss: the loss of accuracy, in percentage points, 0 to 100.
+        new: `(N,)`, as for `paired_difference`.
+        old: `(N,)`, the same for the old model.
+        leaf_ids: the leaf id of each of the N photos.
+
+    Returns:
+        A number of two digits and zeros, above N; None if the photos at hand exclude it, or if no number does.
+    """
+    gains = new.astype(np.int64) - old
+    size = effective_sample_size(gains, leaf_ids, pseudo_leaves=1)
+    won, lost = size * float(np.mean(gains > 0)), size * float(np.mean(gains < 0))
+
+    def is_open(times: float) -> bool:
+        """Whether so many times the photos leave the loss possible."""
+        return tango_interval(times * won, times * lost, times * size)[0] < -loss / 100
+
+    if not is_open(1.0) or is_open(1e4):
+        return None
+    needed = len(new) * _last(is_open, 1.0, 1e4)
+    digit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return int(math.ceil(round(needed / digit, 6)) * digit)
 
 
 def tango_interval(won: float, lost: float, size: float, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from agridistill.evaluation.evaluate import (
     score,
 )
 from agridistill.evaluation.held_out import ModelOrigin, PhotoChoice
-from agridistill.evaluation.paired import PairedDifference, mcnemar, paired_difference
+from agridistill.evaluation.paired import PairedDifference, mcnemar, paired_difference, photos_to_exclude
 from agridistill.evaluation.proof_verdict import (
     MAX_CLASS_DROP_POINTS,
     MAX_DROP_POINTS,
@@ -198,8 +198,9 @@ def prove(
     both = _only(by_new, is_common)
     new_right, old_right = _is_right(by_new), np.zeros(len(is_common), bool)
     old_right[is_common] = _is_right(by_old)
-    test = mcnemar(new_right[is_common], old_right[is_common])
-    difference = paired_difference(new_right[is_common], old_right[is_common], both.leaf_ids)
+    pairs = (new_right[is_common], old_right[is_common])
+    test = mcnemar(*pairs)
+    difference = paired_difference(*pairs, both.leaf_ids)
     per_class = tuple(
         _class_change(name, by_new.target == label, label_of[label] is not None, new_right, old_right, by_new.leaf_ids)
         for label, name in enumerate(classes)
@@ -236,6 +237,7 @@ def prove(
             learnt=(chosen.learnt, chosen.against_learnt),
             max_drop=max_drop,
             max_class_drop=max_class_drop,
+            enough_photos=photos_to_exclude(max_drop, *pairs, both.leaf_ids),
         ),
         date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )

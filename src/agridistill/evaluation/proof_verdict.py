@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -11,7 +10,7 @@ from agridistill.evaluation.learning import count, quoted
 from agridistill.evaluation.paired import PairedDifference
 
 MAX_DROP_POINTS = 3.0
-"""Default of the allowed loss of accuracy in percentage points (docs/decisions/0013-proof-before-release.md)."""
+"""Default of the allowed loss of accuracy in percentage points (docs/decisions/0014-proof-before-release.md)."""
 MAX_CLASS_DROP_POINTS = 10.0
 """Default of the allowed loss of recall in each class, in percentage points."""
 
@@ -64,6 +63,7 @@ def judge_proof(
     learnt: tuple[int | None, int | None] = (0, 0),
     max_drop: float = MAX_DROP_POINTS,
     max_class_drop: float = MAX_CLASS_DROP_POINTS,
+    enough_photos: int | None = None,
 ) -> ProofVerdict:
     """Decides whether a new model is good enough to replace an old one.
 
@@ -80,6 +80,8 @@ def judge_proof(
         learnt: how many of the photos the new and the old model have learnt from; None if unknown.
         max_drop: allowed loss of accuracy, in percentage points.
         max_class_drop: allowed loss of recall in each class, in percentage points.
+        enough_photos: how many photos would exclude a loss of more than `max_drop`; None if these do, or if no number
+            does.
     """
     reasons: list[tuple[ProofLevel, str]] = []
     if lost_classes:
@@ -87,11 +89,11 @@ def judge_proof(
     if learnt[0]:
         reasons.append(("not shown", f"the new model has learnt from {count(learnt[0], 'photo')} of these"))
     measured = f"{difference.points:+.1f} points (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    open_loss = f"a loss of more than {max_drop:g} points"
     if round(difference.high, _DIGITS) < -max_drop:
         reasons.append(("fails", f"accuracy falls by more than {max_drop:g} points: {measured}"))
     elif round(difference.low, _DIGITS) < -max_drop:
-        open_loss = f"a loss of more than {max_drop:g} points cannot be excluded"
-        reasons.append(("not shown", f"with {count(photos, 'photo')}, {open_loss}: {measured}"))
+        reasons.append(("not shown", f"with {count(photos, 'photo')}, {open_loss} cannot be excluded: {measured}"))
     reasons += [
         (
             "fails" if round(change.difference.high, _DIGITS) < -max_class_drop else "not shown",
@@ -105,7 +107,7 @@ def judge_proof(
     reasons.sort(key=lambda reason: reason[0] != "fails")
     remarks = [
         *(f"{reason[0].upper()}{reason[1:]}." for _, reason in reasons[1:]),
-        *_advice(difference, photos, max_drop),
+        *([f"About {enough_photos:,} photos like these would exclude {open_loss}."] if enough_photos else []),
         *_remarks(per_class, learnt, max_class_drop),
     ]
     if reasons:
@@ -118,17 +120,6 @@ def judge_proof(
 
 def _found(recall: float | None, change: ClassChange) -> int:
     return round((recall or 0.0) * change.photos)
-
-
-def _advice(difference: PairedDifference, photos: int, max_drop: float) -> list[str]:
-    """Returns a sentence with the number of photos that would show that the loss is small enough, if that is likely."""
-    room, half = difference.points + max_drop, difference.points - difference.low
-    if half <= room or room <= 0:
-        return []
-    # The width of an interval falls with the square root of the number of photos.
-    needed = photos * (half / room) ** 2
-    digit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return [f"About {math.ceil(needed / digit) * digit:,} photos like these would show it."]
 
 
 def _remarks(

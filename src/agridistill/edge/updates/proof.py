@@ -6,9 +6,9 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from agridistill.errors import EdgeError
 from agridistill.storage import json_text
@@ -21,23 +21,33 @@ WITHOUT_PROOF = json_text({"format_version": 1, "without_proof": True}).encode()
 _PRIVATE = ("command", "path", "model")
 
 
-class _Model(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Model(_Strict):
     sha256: str
     model: str
 
 
-class _Verdict(BaseModel):
+class _Verdict(_Strict):
     holds: bool
+    level: Literal["holds", "not shown", "fails"]
     headline: str
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.holds != (self.level == "holds"):
+            raise ValueError(f"holds is {str(self.holds).lower()}, but level is '{self.level}'")
+        return self
 
-class _Document(BaseModel):
+
+class _Document(_Strict):
     """The keys of the document that a publisher needs; docs/schemas/proof.schema.json describes all."""
-
-    model_config = ConfigDict(strict=True)
 
     format_version: Literal[1]
     verdict: _Verdict
+    data: dict[str, Any]
     new: _Model
     old: _Model
 
@@ -51,10 +61,12 @@ class Proof:
     document: _Document
 
     def for_release(self) -> bytes:
-        """Returns its content as JSON, without paths and the command line of the publisher."""
+        """Returns its content as JSON, without paths, names of photos and the command line of the publisher."""
         public = {key: value for key, value in self.whole.items() if key not in _PRIVATE}
         for part in ("new", "old", "data"):
-            public[part] = {key: value for key, value in self.whole.get(part, {}).items() if key not in _PRIVATE}
+            public[part] = {key: value for key, value in self.whole[part].items() if key not in _PRIVATE}
+            if isinstance(scores := public[part].get("evaluation"), dict):
+                public[part]["evaluation"] = {key: value for key, value in scores.items() if key != "skipped_photos"}
         return json_text(public).encode()
 
     def require(self, model: Path, sha256: str, old: Path, old_sha256: str | None) -> None:
@@ -92,7 +104,7 @@ def read_proof(path: Path) -> Proof:
     """
     expected, remedy = "the result of `agridistill evaluate --against OLD --out FILE`", "write it again"
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         return Proof(path, whole, _Document.model_validate(whole))
     except OSError as error:
         raise EdgeError(expected, f"'{path}' ({error.strerror or error})", "check the path") from None
@@ -102,6 +114,10 @@ def read_proof(path: Path) -> Proof:
         raise EdgeError(expected, got, remedy) from None
     except (ValueError, RecursionError):
         raise EdgeError(expected, f"'{path}', which is not JSON", remedy) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def compare_command(model: Path, old: Path) -> str:

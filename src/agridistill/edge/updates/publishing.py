@@ -68,6 +68,7 @@ class PublishResult:
     # "holds": the release has a proof that holds; "without": `without_proof` was set; "not needed": it is the first
     # release of the channel, or has the model of the last one.
     proof: Literal["holds", "without", "not needed"] = "not needed"
+    proof_headline: str = ""  # the verdict of the proof with its figures; "" without one
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON of `agridistill publish --json`: all fields by name."""
@@ -118,10 +119,14 @@ def publish(
         manifest_path(model).name: manifest_path(model),
         **dict(zip(names, photos, strict=True)),
     }
+    headline = ""
     if settings.proof is not None or settings.without_proof:
         if PROOF_NAME in contents:
             raise EdgeError(f"a model with a manifest other than {PROOF_NAME}", f"'{model}'", "rename the model")
-        contents[PROOF_NAME] = WITHOUT_PROOF if settings.proof is None else read_proof(settings.proof).for_release()
+        contents[PROOF_NAME] = WITHOUT_PROOF
+    if settings.proof is not None:
+        proof = read_proof(settings.proof)
+        contents[PROOF_NAME], headline = proof.for_release(), proof.document.verdict.headline
     release = _release(contents, model, predictor.manifest.classes, dict(zip(names, labels, strict=True)), settings)
     own = [key_id(key.public_key().public_bytes_raw()) for key in keys]
     if set(own) <= set(settings.revoke) and not settings.trust:
@@ -143,6 +148,7 @@ def publish(
         agreement=agreement,
         unchanged=unchanged,
         proof="holds" if settings.proof is not None else "without" if settings.without_proof else "not needed",
+        proof_headline=headline,
     )
 
 
@@ -259,6 +265,12 @@ def _require_proof(model: Path, sha256: str, published: Release | None, out: Pat
     """Checks the proof that a model may replace the published one of its channel."""
     if settings.without_proof:
         return
+    if published is not None and published.channel != settings.channel and settings.proof is None:
+        raise EdgeError(
+            f"a folder of its own for the releases of the channel '{settings.channel}'",
+            f"'{out}', whose last release is for the channel '{published.channel}'",
+            "publish to another --out; or add --against PROOF or --without-proof",
+        )
     if published is not None and published.channel == settings.channel:
         old_sha256 = next(file.sha256 for file in published.files if file.name == published.model)
         old = out / published.folder / published.model
