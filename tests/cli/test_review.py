@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -121,6 +122,19 @@ def test_an_import_does_not_replace_what_a_reviewer_chose_later(folder: Path, tm
         code, _, err = run(capsys, "review", folder, "--import", tmp_path / file)
         assert (code, f"{new} new lines" in err) == (0, True)
     assert ReviewLog(folder / "review.csv").read()[-1].photo == "north/1.jpg"
+
+
+def test_a_table_does_not_replace_what_was_chosen_after_it_was_written(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\nnorth/0.jpg,mildew\nnorth/3.jpg,mildew\n")
+    os.utime(table, (1.7e9, 1.7e9))
+    code, _, err = run(capsys, "review", folder, "--import", table, "--reviewer", "ben")
+    assert (code, "1 new lines" in err) == (0, True)
+    assert ReviewLog(folder / "review.csv").read()[-1] == Action(
+        "2023-11-14T22:13:20Z", "ben", LABEL, "mildew", "north/3.jpg"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -54,7 +55,12 @@ class Action(NamedTuple):
 
 def now() -> str:
     """Returns the time for an action, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment(time.time())
+
+
+def moment(seconds: float) -> str:
+    """Returns a time since 1970 in seconds as the time of an action."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Judgements:
