@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
-from agridistill.review.record import LABEL, Action, ReviewLog
+from agridistill.review.record import LABEL, UNDO, Action, ReviewLog
 
 
 @pytest.fixture
@@ -50,11 +51,45 @@ def test_the_results_leave_out_disputed_and_special_photos_and_say_so(
     assert (code, out) == (0, "")
     again = json.loads(run(capsys, "review", folder, "--into", into, "--json")[1])
     assert (again["copied"], again["labels"]) == (0, len(list(into.rglob("*.jpg"))))
-    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.jpg")) == ["healthy/2.jpg", "rust/0.jpg"]
+    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.jpg")) == [
+        "healthy/north__2.jpg",
+        "rust/north__0.jpg",
+    ]
     assert table.read_text() == "image,label\nnorth/0.jpg,rust\nnorth/2.jpg,healthy\n"
     assert "left out: 1 photos judged as several, not a leaf or cannot tell" in err
     assert "left out: 1 photos on which reviewers disagree, the first 'north/1.jpg'" in err
     assert f"Next: agridistill train {into} --out model" in err
+
+
+def test_a_record_names_no_file_outside_the_folder(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    outside = [f"north/../../{tmp_path.name}/secret.txt", "../secret.txt", str(tmp_path / "secret.txt"), "review.csv"]
+    log = ReviewLog(folder / "review.csv")
+    log.append([Action("2026-06-01T08:00:00Z", "anna", LABEL, "rust", photo) for photo in outside])
+    into, table = tmp_path / "reviewed", tmp_path / "labels.csv"
+    code, _, err = run(capsys, "review", folder, "--into", into, "--table", table)
+    assert code == 0
+    assert not [path for path in into.rglob("*") if path.is_file() and path.suffix != ".jpg"]
+    assert table.read_text() == "image,label\nnorth/0.jpg,rust\nnorth/2.jpg,healthy\n"
+    assert "left out: 5 photos judged as several, not a leaf or cannot tell, or not there" in err
+
+
+def test_a_choice_that_was_taken_back_is_not_left_in_its_class_unnoticed(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    into = tmp_path / "reviewed"
+    assert run(capsys, "review", folder, "--into", into)[0] == 0
+    log = ReviewLog(folder / "review.csv")
+    log.append([Action("2026-06-01T09:00:00Z", who, UNDO, "", "north/0.jpg") for who in ("anna", "ben")])
+    code, _, err = run(capsys, "review", folder, "--into", into)
+    assert code == 2
+    assert "rust/north__0.jpg', from before its label was removed; remove this file" in err
+
+
+def test_without_labels_there_is_nothing_to_train(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["--out", tmp_path / "none.csv", "--into", tmp_path / "reviewed", "--table", tmp_path / "labels.csv"]
+    code, _, err = run(capsys, "review", folder, *words)
+    assert (code, "Next:" in err) == (0, False)
 
 
 def test_corrected_labels_are_a_table_of_all_photos(tmp_path: Path, capsys: Capture) -> None:
@@ -87,6 +122,19 @@ def test_an_import_does_not_replace_what_a_reviewer_chose_later(folder: Path, tm
         code, _, err = run(capsys, "review", folder, "--import", tmp_path / file)
         assert (code, f"{new} new lines" in err) == (0, True)
     assert ReviewLog(folder / "review.csv").read()[-1].photo == "north/1.jpg"
+
+
+def test_a_table_does_not_replace_what_was_chosen_after_it_was_written(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\nnorth/0.jpg,mildew\nnorth/3.jpg,mildew\n")
+    os.utime(table, (1.7e9, 1.7e9))
+    code, _, err = run(capsys, "review", folder, "--import", table, "--reviewer", "ben")
+    assert (code, "1 new lines" in err) == (0, True)
+    assert ReviewLog(folder / "review.csv").read()[-1] == Action(
+        "2023-11-14T22:13:20Z", "ben", LABEL, "mildew", "north/3.jpg"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,41 @@ def test_a_choice_that_is_not_saved_is_reported_and_saved_later(browser: Any, tm
         wait_for_lines(tmp_path, 2)
         opened.context.close()
     assert list(saved(tmp_path).items()) == [(names[0], "red"), (names[1], "green")]
+
+
+def test_a_list_of_photos_that_fails_once_does_not_end_the_review(browser: Any, tmp_path: Path) -> None:
+    names = leaf_photos(tmp_path, 9)
+    with served(tmp_path, names) as address:
+        opened = Reviewed(browser, address)
+        opened.page.clock.install()
+        opened.photo()
+        opened.page.route("**/api/queue*", lambda route: route.fulfill(status=503, body="too many connections"))
+        for _ in range(3):
+            opened.press("1")
+        opened.page.get_by_text("All choices are saved. The next photos cannot be loaded, trying again").wait_for()
+        opened.page.unroute("**/api/queue*")
+        opened.page.clock.run_for(3500)
+        opened.page.locator("#trouble").wait_for(state="hidden")
+        for _ in range(5):
+            opened.press("1")
+        wait_for_lines(tmp_path, 8)
+        opened.context.close()
+
+
+def test_a_choice_made_while_the_next_photos_are_loaded_is_saved(browser: Any, tmp_path: Path) -> None:
+    names = leaf_photos(tmp_path, 5)
+    with served(tmp_path, names) as address:
+        opened = Reviewed(browser, address)
+        opened.photo()
+        held: list[Any] = []
+        opened.page.route("**/api/queue*", lambda route: held.append(route))
+        for _ in range(3):
+            with opened.page.expect_request("**/api/queue*") if not held else contextlib.nullcontext():
+                opened.press("1")
+        held[0].continue_()
+        opened.page.unroute("**/api/queue*")
+        wait_for_lines(tmp_path, 3)
+        opened.context.close()
 
 
 def test_many_classes_are_found_by_their_names(browser: Any, tmp_path: Path) -> None:

@@ -83,12 +83,13 @@ def test_equally_certain_photos_are_spread(tmp_path: Path) -> None:
     assert next(name for name in order if name != "many-0.jpg") == "rare.jpg"
 
 
-def test_a_photo_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     photo(tmp_path / "good.jpg", 120, 130, 1)
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     found = ranked(tmp_path, Predictor(colour_backend()))
     assert found.photos == ["good.jpg"]
     assert found.prediction("bad.jpg") is None
+    assert "photos that cannot be read are left out: 1, the first 'bad.jpg' (" in caplog.text
 
 
 def test_photos_have_an_order_and_predictions_while_the_work_goes_on(

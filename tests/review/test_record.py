@@ -83,6 +83,16 @@ def test_a_line_that_is_no_action_is_reported_and_the_others_count(
     assert "left out 1 lines that are no actions, the first 3" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [b't,anna,label,"rust,2.jpg\n', b"\0" * 200_000 + b"\n"])
+def test_damage_that_hides_later_lines_is_one_error(tmp_path: Path, damage: bytes) -> None:
+    log = ReviewLog(tmp_path / "review.csv")
+    log.append([action("1.jpg")])
+    log.path.write_bytes(log.path.read_bytes() + damage)
+    log.append([action("3.jpg")])
+    with pytest.raises(RunError, match=r"expected a whole record of a review in '.*'; got line [34] \(.*correct or"):
+        log.read()
+
+
 def test_a_foreign_file_is_refused_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("image,label\n1.jpg,rust\n")

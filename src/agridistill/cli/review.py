@@ -107,7 +107,7 @@ def review(
     if agreement or import_ or export or into or table:
         if import_ is not None:
             _import(import_, root, photos, name, log)
-        _results(root, log, given, agreement=agreement, export=export, into=into, table=table, json=json)
+        _results(root, photos, log, given, agreement=agreement, export=export, into=into, table=table, json=json)
         return
     if model is None and classes is None and suspects is None:
         raise typer.BadParameter("pass --model MODEL, --classes PHOTOS or both")
@@ -144,6 +144,7 @@ def _import(file: Path, root: Path, photos: Sequence[str], reviewer: str, log: R
 
 def _results(
     root: Path,
+    photos: Sequence[str],
     log: ReviewLog,
     given: Mapping[str, str],
     *,
@@ -163,10 +164,14 @@ def _results(
         require_result_file(export, "--export", header=header)
     if table is not None:
         require_result_file(table, "--table", header=TABLE_HEADER)
-    judgements = Judgements(log.read())
+    actions = log.read()
+    judgements = Judgements(actions)
     agreed, disputed = settled(judgements)
     labels = {photo: choice.label for photo, choice in agreed.items() if choice.verdict == LABEL}
-    labels = {photo: label for photo, label in labels.items() if (root / photo).is_file()}
+    # A record from elsewhere may name any path.
+    present = set(photos)
+    labels = {photo: label for photo, label in labels.items() if photo in present}
+    unlabelled = {action.photo for action in actions if action.photo in present and action.photo not in labels}
     without = len(agreed) - len(labels)
     document: dict[str, Any] = {"labels": len(labels), "without_label": without}
     if agreement and not json:
@@ -174,7 +179,7 @@ def _results(
     if export is not None:
         write_label_studio(judgements, export)
     if into is not None:
-        copied = write_class_folders(root, labels, into)
+        copied = write_class_folders(root, labels, into, without=unlabelled)
         document["copied"] = copied
         stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
     if table is not None:
@@ -183,9 +188,9 @@ def _results(
         stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
     if into is not None or table is not None:
         _print_left_out(without, disputed)
-        if into is not None:
+        if into is not None and labels:
             output.next_command("train", into, "--out", "model")
-        elif table is not None:
+        elif table is not None and (labels or given):
             output.next_command("train", root, "--labels", table, "--out", "model")
     if json:
         rows = [

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from agridistill.data.label_table import PhotoFinder, find_columns, name_one_folder, read_table
 from agridistill.errors import DataError
-from agridistill.review.record import HEADER, LABEL, SPECIAL, Action, Judgements, ReviewLog, now
+from agridistill.review.record import HEADER, LABEL, SPECIAL, Action, Judgements, ReviewLog, moment
 from agridistill.storage import write_json, write_text
 
 _FROM, _TO = "choice", "image"
@@ -104,6 +104,8 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
     else:
         rows = _table_rows(file, finder, reviewer)
     one_folder = name_one_folder([row[0] for row in rows])
+    # Not the present time: imported again, a table would replace what was chosen since.
+    written = moment(file.stat().st_mtime)
     actions, absent = [], []
     for image, choices, name, time in rows:
         photo = finder.find(image, 0, one_folder=one_folder)
@@ -111,7 +113,7 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
             absent.append(image)
         elif choices:
             verdict = _verdict(choices)
-            actions.append(Action(time or now(), name, verdict, choices[0] if verdict == LABEL else "", photo))
+            actions.append(Action(time or written, name, verdict, choices[0] if verdict == LABEL else "", photo))
     return _some(actions, absent, root, file)
 
 

@@ -185,7 +185,11 @@ class Ranking:
             store=InspectionStore(self._root),
             progress=self._progress("photos that look alike are searched"),
         )
-        self._left_out |= {photo for photo, record in records.items() if record.error is not None}
+        unusable = [(photo, record.error) for photo, record in records.items() if record.error is not None]
+        if unusable:
+            line = "photos that cannot be read are left out: %d, the first '%s' (%s)"
+            logger.warning(line, len(unusable), *unusable[0])
+        self._left_out |= {photo for photo, _ in unusable}
         groups = [
             *exact_groups(digests_of_photos(samples, records)),
             *copy_groups(looks_of(samples, records)),

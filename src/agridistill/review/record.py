@@ -6,12 +6,14 @@ import csv
 import io
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from agridistill.errors import RunError
 from agridistill.storage import only_one, require_result_file, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,12 @@ class Action(NamedTuple):
 
 def now() -> str:
     """Returns the time for an action, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment(time.time())
+
+
+def moment(seconds: float) -> str:
+    """Returns a time since 1970 in seconds as the time of an action."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Judgements:
@@ -116,7 +123,11 @@ class ReviewLog:
         self.path = path
 
     def read(self) -> list[Action]:
-        """Returns all actions in order; a warning reports lines that are left out."""
+        """Returns all actions in order; a warning reports lines that are left out.
+
+        Raises:
+            RunError: quotes without an end, or a line of more than 128 kB, hide other lines.
+        """
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -125,10 +136,18 @@ class ReviewLog:
         if whole != content:
             logger.warning("'%s': left out the incomplete last line of a stopped process", self.path)
         text = whole.decode("utf-8", "surrogateescape")
-        reader = csv.reader(io.StringIO(text, newline=""))
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         actions: list[Action] = []
         wrong: list[int] = []
-        for cells in reader:
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                # The lines after a quote without its end could not be told from the text in quotes.
+                got = f"line {reader.line_num} ({error})"
+                raise RunError(f"a whole record of a review in '{self.path}'", got, "correct or remove it") from None
+            if cells is None:
+                break
             if reader.line_num == 1 or not cells:
                 continue
             if len(cells) == len(COLUMNS) and cells[2] in (LABEL, UNDO, *SPECIAL) and cells[4]:

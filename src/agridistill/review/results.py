@@ -6,9 +6,9 @@ import csv
 import filecmp
 import io
 import shutil
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from agridistill.errors import DataError, RunError
 from agridistill.storage import replacing, require_writable, write_text
@@ -16,54 +16,73 @@ from agridistill.storage import replacing, require_writable, write_text
 TABLE_HEADER = "image,label"
 
 
-def write_class_folders(root: Path, labels: Mapping[str, str], into: Path) -> int:
-    """Copies photos into one folder for each class. A photo that is there already is not copied again.
+def write_class_folders(root: Path, labels: Mapping[str, str], into: Path, without: Iterable[str] = ()) -> int:
+    """Copies photos into one folder for each class, named by their paths, with "__" for each slash.
+
+    A photo that is there already is not copied again.
 
     Args:
         root: the folder of the photos.
         labels: photo, relative to `root` -> class.
-        into: the folder that gets the class folders, outside `root`.
+        into: the folder that gets the class folders, neither in `root` nor around it.
+        without: the reviewed photos that have no label.
 
     Returns:
         The number of copied photos.
 
     Raises:
         DataError: a class cannot be the name of a folder.
-        RunError: `into` is in `root`, has another photo of the same name, or has a photo in the folder of another class
-            (from before its label was changed). Nothing is copied then.
+        RunError: `into` is in `root` or around it, has another photo of the same name, or has a photo in the folder of
+            another class, or one that has no label any more (from before its label was changed). Nothing is copied
+            then.
     """
     require_writable(into, "--into", folder=True)
-    if into.resolve().is_relative_to(root.resolve()):
-        raise RunError("--into outside the reviewed folder", f"'{into}' in '{root}'", "choose another --into")
+    photos, copied = root.resolve(), into.resolve()
+    if copied.is_relative_to(photos) or photos.is_relative_to(copied):
+        got = f"'{into}' in '{root}'" if copied.is_relative_to(photos) else f"'{root}' in '{into}'"
+        raise RunError("--into outside the reviewed folder, and not around it", got, "choose another --into")
     for label in sorted(set(labels.values())):
         if not label or any(part in ("", ".", "..") for part in label.replace("\\", "/").split("/")):
             raise DataError("a class that can be the name of a folder", f"'{label}'", "rename it, or use --table")
-    counts = Counter(PurePosixPath(photo).name for photo in labels)
     copies: dict[Path, str] = {}
     for photo, label in labels.items():
-        name = PurePosixPath(photo).name
-        target = into / label / (name if counts[name] == 1 else photo.replace("/", "__"))
-        if target.exists():
-            if not filecmp.cmp(root / photo, target, shallow=False):
-                raise RunError("no other photo of this name in --into", f"'{target}'", "choose another --into")
-            continue
+        target = into / label / _name_of(photo)
+        if target in copies:
+            got = f"'{photo}' and '{copies[target]}' for '{target}'"
+            raise RunError("photos with different names in --into", got, "rename one of them, or use --table")
         copies[target] = photo
-    _require_no_earlier_label(into, copies)
+    _require_no_earlier_label(root, into, copies, without)
+    copies = {target: photo for target, photo in copies.items() if not target.exists()}
     for target, photo in copies.items():
         with replacing(target) as temporary:
             shutil.copyfile(root / photo, temporary)
     return len(copies)
 
 
-def _require_no_earlier_label(into: Path, copies: Mapping[Path, str]) -> None:
-    held = {path.name: path for path in into.rglob("*") if path.is_file()} if into.is_dir() else {}
-    for target in copies:
-        if target.name in held:
-            raise RunError(
-                f"'{target.name}' in one class of --into",
-                f"'{held[target.name]}', from before its label was changed to '{target.parent.name}'",
-                "remove this file, or choose another --into",
-            )
+def _require_no_earlier_label(root: Path, into: Path, copies: Mapping[Path, str], without: Iterable[str]) -> None:
+    held: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in into.rglob("*") if into.is_dir() else ():
+        if path.is_file():
+            held[path.name].append(path)
+    targets: dict[str, Path | None] = dict.fromkeys(without)
+    targets |= {photo: target for target, photo in copies.items()}
+    for photo, target in targets.items():
+        for found in held[_name_of(photo)]:
+            is_same = filecmp.cmp(root / photo, found, shallow=False)
+            if found == target and not is_same:
+                raise RunError("no other photo of this name in --into", f"'{found}'", "choose another --into")
+            if found != target and is_same:
+                changed = "removed" if target is None else f"changed to '{target.parent.name}'"
+                raise RunError(
+                    f"'{photo}' in --into only with its present label",
+                    f"'{found}', from before its label was {changed}",
+                    "remove this file, or choose another --into",
+                )
+
+
+def _name_of(photo: str) -> str:
+    # Always the whole path: a photo keeps its name when another folder gets one of the same name.
+    return photo.replace("/", "__")
 
 
 def write_label_table(labels: Mapping[str, str], table: Path) -> None:

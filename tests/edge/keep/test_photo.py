@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def test_a_jpeg_that_cannot_be_understood_is_encoded_again() -> None:
         content = photo_content(frame(damaged), location=False)
         assert pixels(content).shape == (40, 60, 3)
         assert not Image.open(io.BytesIO(content)).getexif()
+
+
+def test_metadata_that_grow_beyond_a_segment_are_left_out() -> None:
+    count = 40_000
+    text, folder = 38, 38 + count  # where the common text of two tags and the second folder begin in the TIFF data
+    tags = ((0x010F, 2, count, text), (0x8769, 4, 1, folder))
+    tiff = b"II*\0" + struct.pack("<IH", 8, 2) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    tiff += b"A" * (count - 1) + b"\0" + struct.pack("<HHHIII", 1, 0x9003, 2, count, text, 0)
+    body = b"Exif\0\0" + tiff
+    original = after_start(jpeg(leaf()), b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body)
+    cleaned = without_location(original)
+    assert cleaned is not None
+    assert len(cleaned) < len(original) - count
+    np.testing.assert_array_equal(pixels(cleaned), pixels(original))
 
 
 def frame(original: bytes | Path | None) -> Frame:

@@ -95,9 +95,10 @@ def _reduced_exif(body: bytes) -> bytes:
         reduced.update({tag: exif[tag] for tag in _IMAGE_TAGS if tag in exif})
         reduced.get_ifd(_EXIF_FOLDER).update({tag: folder[tag] for tag in _PHOTO_TAGS if tag in folder})
         content = reduced.tobytes()
+        # Tags that share their bytes in the original may become longer than a segment.
+        return bytes((0xFF, _EXIF)) + (len(content) + 2).to_bytes(2) + content
     except Exception:  # Pillow raises many types on damaged metadata, and then ignores the orientation, too
         return b""
-    return bytes((0xFF, _EXIF)) + (len(content) + 2).to_bytes(2) + content
 
 
 def _original(frame: Frame) -> bytes:

@@ -184,17 +184,21 @@ async function send() {
   if (isSending) return;
   isSending = true;
   try {
-    while (unsent.length) {
-      await asked(unsent[0].path, unsent[0].body);
-      unsent.shift();
+    do {
+      while (unsent.length) {
+        await asked(unsent[0].path, unsent[0].body);
+        unsent.shift();
+      }
       isHalted = false;
       byId("trouble").hidden = true;
-    }
-    if (queue.length < 4) await refill();
+      if (queue.length < 4) await refill();
+    } while (unsent.length); // choices made while the list was loaded
   } catch (error) {
-    isHalted = true;
+    isHalted = unsent.length > 0;
     byId("trouble").hidden = false;
-    byId("trouble").textContent = `Not saved, trying again (${unsent.length} waiting): ${error.message}`;
+    byId("trouble").textContent = isHalted
+      ? `Not saved, trying again (${unsent.length} waiting): ${error.message}`
+      : `All choices are saved. The next photos cannot be loaded, trying again: ${error.message}`;
     setTimeout(send, 3000);
   } finally {
     isSending = false;
