@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from agridistill.errors import ModelError
 from agridistill.export.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models import with_attention
+from agridistill.runtime import engines
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +109,40 @@ print(stack.start is None or any(int(a, 16) <= stack.start < int(b, 16) for a, b
 """
     done = subprocess.run([sys.executable, "-c", code, str(file)], check=True, capture_output=True, text=True)
     assert done.stdout == "True\n"
+
+
+def test_the_first_inference_of_a_process_runs_alone(
+    deployable: Callable[[bool], tuple[Any, ...]],
+    patches: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, manifest, *_ = deployable(False)
+    file = tmp_path / "leaf.onnx"
+    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=False).SerializeToString())
+    manifest.with_weights(file).write(file.with_suffix(".json"))
+    first, second = api.load(file, engine="openvino").backend.copies(2)  # type: ignore[attr-defined]
+    monkeypatch.setattr(engines._OpenVinoStart, "is_over", False)
+    has_begun, may_end, begun = threading.Event(), threading.Event(), list[str]()
+
+    class Request:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def infer(self, inputs: list[Any]) -> list[NDArray[np.float32]]:
+            begun.append(self.name)
+            has_begun.set()
+            assert may_end.wait(30)
+            return [np.zeros((len(inputs[0]), 2), np.float32)]
+
+    first._request, second._request = Request("first"), Request("second")
+    threads = [threading.Thread(target=each.logits, args=(patches,)) for each in (first, second)]
+    threads[0].start()
+    assert has_begun.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert begun == ["first"]
+    may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert begun == ["first", "second"]

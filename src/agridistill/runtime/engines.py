@@ -124,6 +124,17 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
+class _OpenVinoStart:
+    """The first inference of this process runs alone.
+
+    In it, OpenVINO's Python module initialises what all later ones use: it waits there for the interpreter's lock, and
+    another thread that waits for the same initialisation keeps that lock, so that both wait for ever.
+    """
+
+    lock = threading.Lock()
+    is_over = False
+
+
 class OpenVinoBackend:
     """Runs an `.onnx` file with OpenVINO; arguments and errors are those of `OnnxRuntimeBackend`.
 
@@ -171,7 +182,12 @@ class OpenVinoBackend:
         if self._one_by_one and len(pixels) != 1:
             return np.concatenate([self._computed(output, photo[None]) for photo in pixels])
         with self._lock:  # two iterations over photos may be open at the same time, and share the copies
-            return np.array(self._request.infer([pixels])[output], np.float32)
+            if _OpenVinoStart.is_over:
+                return np.array(self._request.infer([pixels])[output], np.float32)
+            with _OpenVinoStart.lock:
+                found = np.array(self._request.infer([pixels])[output], np.float32)
+            _OpenVinoStart.is_over = True
+            return found
 
 
 class LiteRtBackend:
