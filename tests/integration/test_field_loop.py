@@ -135,7 +135,7 @@ def pixels(photo: Path) -> bytes:
         return image.convert("RGB").tobytes()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)  # minutes where other tests compute beside it
 def test_an_unsure_device_gets_a_model_that_is_surer(tmp_path: Path) -> None:
     lab = draw_leaves(tmp_path / "lab", leaves_per_class=25, shots_per_leaf=1, image_size=SIZE)
     fit = ("--image-size", SIZE, "--epochs", 6)

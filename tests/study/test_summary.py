@@ -118,13 +118,3 @@ def test_two_seeds_that_contradict_each_other_leave_everything_open_and_no_more(
         np.concatenate([right, wrong]), np.concatenate([wrong, right]), [str(i) for i in range(50)], paired_seeds=True
     )
     assert (found.points, found.points_ci95) == (0, (-100, 100))
-
-
-def test_what_does_not_fit_together_is_refused() -> None:
-    some = np.ones((2, 3), bool)
-    with pytest.raises(ValueError, match="the same photos"):
-        paired_difference(some, np.ones((2, 4), bool), ["a"] * 3, paired_seeds=True)
-    with pytest.raises(ValueError, match="one leaf id"):
-        paired_difference(some, some, ["a"] * 2, paired_seeds=True)
-    with pytest.raises(ValueError, match="if they are paired"):
-        paired_difference(some, np.ones((1, 3), bool), ["a"] * 3, paired_seeds=True)
