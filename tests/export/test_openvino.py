@@ -122,8 +122,22 @@ def test_the_first_inference_of_a_process_runs_alone(
     file.write_bytes(to_onnx(network, manifest.preprocessing, int8=False).SerializeToString())
     manifest.with_weights(file).write(file.with_suffix(".json"))
     first, second = api.load(file, engine="openvino").backend.copies(2)  # type: ignore[attr-defined]
-    monkeypatch.setattr(engines._OpenVinoStart, "is_over", False)
     has_begun, may_end, begun = threading.Event(), threading.Event(), list[str]()
+    wanted = threading.Semaphore(0)
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            wanted.release()
+            self.lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.lock.release()
+
+    monkeypatch.setattr(engines._OpenVinoStart, "is_over", False)
+    monkeypatch.setattr(engines._OpenVinoStart, "lock", Lock())
 
     class Request:
         def __init__(self, name: str) -> None:
@@ -140,7 +154,8 @@ def test_the_first_inference_of_a_process_runs_alone(
     threads[0].start()
     assert has_begun.wait(30)
     threads[1].start()
-    threads[1].join(0.2)
+    assert wanted.acquire(timeout=30)
+    assert wanted.acquire(timeout=30)  # the second thread is at the lock, too
     assert begun == ["first"]
     may_end.set()
     for thread in threads:

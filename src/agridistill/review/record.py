@@ -143,7 +143,7 @@ class ReviewLog:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                # The lines after a quote without its end could not be told from the text in quotes.
+                # The lines after a quote without its end look like a part of the text in quotes.
                 got = f"line {reader.line_num} ({error})"
                 raise RunError(f"a whole record of a review in '{self.path}'", got, "correct or remove it") from None
             if cells is None:
