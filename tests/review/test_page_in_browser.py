@@ -32,9 +32,18 @@ class Reviewed(Watched):
 
     def __init__(self, browser: Any, address: str, **context: Any) -> None:
         super().__init__(browser, **context)
+        self.asked_to_stay = 0
         self.requests: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url.removeprefix(address)))
         self.page.goto(address)
+
+    def dialog(self, dialog: Any) -> None:
+        if dialog.type == "beforeunload":
+            # The page may still wait for the answer to a choice that is already saved: it leaves all the same.
+            self.asked_to_stay += 1
+            dialog.accept()
+        else:
+            super().dialog(dialog)
 
     def photo(self) -> str:
         """Waits for the next photo, and returns its name."""
@@ -57,8 +66,8 @@ def saved(folder: Path, name: str = "anna") -> dict[str, str]:
 
 
 def wait_for_lines(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 20
-    while len((folder / "review.csv").read_text().splitlines()) <= count:
+    deadline, log = time.monotonic() + 20, folder / "review.csv"
+    while not log.exists() or len(log.read_text().splitlines()) <= count:
         assert time.monotonic() < deadline, "the choices are not saved"
         time.sleep(0.02)
 
@@ -116,6 +125,22 @@ def test_undo_reload_and_the_end(browser: Any, tmp_path: Path) -> None:
         opened.context.close()
     assert opened.complaints == []
     assert saved(tmp_path) == {names[0]: "green", names[1]: "several", names[2]: "cannot tell"}
+
+
+def test_a_page_with_an_unsent_choice_asks_before_it_closes(browser: Any, tmp_path: Path) -> None:
+    names = leaf_photos(tmp_path, 3)
+    with served(tmp_path, names) as address:
+        opened = Reviewed(browser, address)
+        opened.photo()
+        held: list[Any] = []
+        opened.page.route("**/api/choice", lambda route: held.append(route))
+        with opened.page.expect_request("**/api/choice"):
+            opened.press("1")
+        with opened.page.expect_event("dialog"):
+            opened.page.reload()
+        assert opened.asked_to_stay == 1
+        opened.context.close()
+    assert opened.complaints == []
 
 
 def test_two_reviewers_judge_the_same_photos(browser: Any, tmp_path: Path) -> None:

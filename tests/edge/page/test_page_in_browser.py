@@ -44,9 +44,13 @@ class Watched:
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append("a dialog"))
+        self.page.on("dialog", self.dialog)
         self.asked: set[str] = set()
         self.page.on("request", lambda request: self.asked.add(request.url))
+
+    def dialog(self, dialog: Any) -> None:
+        self.complaints.append(f"a dialog: {dialog.type}")
+        dialog.dismiss()  # a page with an open dialog waits for ever
 
     def pictures_are_there(self) -> bool:
         # Not the browser's own waiting: it evaluates text, which the page's policy forbids.
