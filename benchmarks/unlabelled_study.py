@@ -1,12 +1,16 @@
 """What photos without labels bring: 10 labelled photos of each class, the rest without, five leaf-disjoint folds.
 
     python benchmarks/unlabelled_study.py PHOTOS RUNS docs/results/black-gram-unlabelled.json
+    python benchmarks/unlabelled_study.py TOMATO RUNS docs/results/tomato-new-camera.json --new-camera
 
 The leaf groups are dealt into folds. In each round, one fold is the test, which nothing learns from. The labelled
 photos (8 a class to train, 2 to validate) come from the next fold, so that the rounds have other ones; all other photos
 of the four folds have no labels. A teacher is fine-tuned on the labelled photos by the default `agridistill train`; all
 students have the same number of steps. `pseudo` is `ce` with the teacher's classes as the labels of the photos without
 one. What is finished in RUNS is not repeated. A difference is paired by round; its interval is Student's.
+
+`--new-camera` deals otherwise: the labelled photos are of one session of each class, as they are; those without labels
+and the test are of its other sessions, taken by a worse camera (`spoilt`).
 """
 
 from __future__ import annotations
@@ -14,21 +18,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from few_photos import link, shuffled_leaves
+from PIL import Image
 from scipy.stats import t as student_t
 
 from agridistill import distill, load, train
 from agridistill.data.unlabelled import repeats_for
+from agridistill.evaluation import corruptions
 from agridistill.training.settings import MAX_VIEWS
 
 FOLDS, TRAIN, VAL, BATCH = 5, 8, 2, 16
+# With a new camera: photos of a class without labels and in the test, and what stands before the shot in a file name.
+UNLABELLED, TEST, SESSION = 120, 80, re.compile(r".*___(.*?)[ _.]*\d")
 EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
 SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
@@ -63,7 +73,10 @@ RANDOM_START = {
 }
 
 
-def deal(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
+Deal = Callable[[Path, Path, int], dict[str, int]]
+
+
+def deal_folds(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
     """Links the photos of a round to `out/photos/train`, `val` and `test` and to `out/unlabelled`; returns the counts.
 
     In `out/pseudo` there are the same labelled photos, those to train repeated as `--unlabelled` repeats them.
@@ -85,12 +98,75 @@ def deal(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
         link(photos, members, out / "unlabelled" if part == "unlabelled" else out / "photos" / part)
         if part in ("val", "test"):
             link(photos, members, out / "pseudo" / part)
+    repeat_labelled(photos, out, dealt)
+    return {part: len(members) for part, members in dealt.items()}
+
+
+def deal_cameras(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
+    """Deals a round with a new camera, like `deal_folds`.
+
+    Only classes with several sessions take part; the photos with labels are of one of them. The number of the round is
+    the seed that chooses sessions and leaves.
+    """
+    sessions: dict[int, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))  # class -> session -> leaves
+    for members in shuffled_leaves(photos, seed=test_fold):
+        names = {found[1].lower() for member in members if (found := SESSION.match(Path(member.path).name))}
+        if len(names) == 1 and len({member.label for member in members}) == 1:
+            sessions[members[0].label][names.pop()].append(members)
+    rng, dealt = random.Random(test_fold), defaultdict(list)
+    for label in sorted(sessions):
+        large = sorted(name for name, leaves in sessions[label].items() if sum(map(len, leaves)) >= UNLABELLED + TEST)
+        if len(large) < 2:
+            continue
+        known = rng.choice(large)
+        new = [leaf for name in large if name != known for leaf in sessions[label][name]]
+        rng.shuffle(new)
+        for leaves, most, room in (
+            (sessions[label][known], 4, {"train": TRAIN, "val": VAL}),
+            (new, 40, {"test": TEST, "unlabelled": UNLABELLED}),
+        ):
+            for members in leaves:
+                part = next((part for part in room if room[part]), None)
+                if part:
+                    some = members[: min(most, room[part])]  # the other photos of this leaf take no part
+                    room[part] -= len(some)
+                    dealt[part] += some
+    for part, members in dealt.items():
+        folder = out / "unlabelled" if part == "unlabelled" else out / "photos" / part
+        if part in ("train", "val"):
+            link(photos, members, folder)
+        else:
+            spoilt(photos, members, folder)
+    for part in ("val", "test"):
+        shutil.copytree(out / "photos" / part, out / "pseudo" / part, symlinks=True)
+    repeat_labelled(photos, out, dealt)
+    return {part: len(members) for part, members in dealt.items()}
+
+
+def spoilt(photos: Path, members: list[Any], out: Path) -> None:
+    """Writes photos as a worse camera in the shade takes them: darker, bluer, less sharp, noisy, compressed."""
+    for member in members:
+        photo = np.asarray(Image.open(photos / member.path).convert("RGB"))
+        rng = np.random.default_rng(0)
+        for damage, strength in (
+            (corruptions.blur, 0.008),
+            (corruptions.light, 0.65),
+            (corruptions.colour_cast, -0.15),
+            (corruptions.noise, 12),
+        ):
+            photo = damage(photo, strength, rng)
+        file = out / member.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(file, "JPEG", quality=40)
+
+
+def repeat_labelled(photos: Path, out: Path, dealt: dict[str, list[Any]]) -> None:
+    """Links the labelled photos to train to `out/pseudo`, repeated as `--unlabelled` repeats them."""
     for again in range(repeats_for(len(dealt["train"]), len(dealt["unlabelled"]))):
         for member in dealt["train"]:
             file = out / "pseudo" / "train" / Path(member.path).parent / f"labelled{again}_{Path(member.path).name}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.symlink_to((photos / member.path).resolve())
-    return {part: len(members) for part, members in dealt.items()}
 
 
 def add_pseudo_labels(folder: Path) -> float:
@@ -107,7 +183,14 @@ def add_pseudo_labels(folder: Path) -> float:
     return right / len(photos)
 
 
-def one(photos: Path, folder: Path, test_fold: int, arms: Sequence[str], many_epochs: int) -> dict[str, Any]:
+def one(
+    photos: Path,
+    folder: Path,
+    test_fold: int,
+    arms: Sequence[str],
+    many_epochs: int,
+    deal: Callable[..., dict[str, int]],
+) -> dict[str, Any]:
     """One round: dealt, its teacher and its students trained, or read where it is finished."""
     counted, teacher = folder / "counts.json", folder / "teacher"
     if not counted.exists():
@@ -173,12 +256,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs over the photos without labels")
     parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), choices=range(FOLDS))
+    parser.add_argument("--new-camera", action="store_true", help="photos without labels and test of another camera")
     arguments = parser.parse_args()
+    deal = deal_cameras if arguments.new_camera else deal_folds
     rounds = []
     for fold in arguments.folds:
         folder = arguments.runs / f"fold-{fold}"
         folder.mkdir(parents=True, exist_ok=True)
-        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs))
+        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs, deal))
         print(json.dumps(rounds[-1]), flush=True)
         document = {"cores": os.cpu_count(), "epochs": arguments.epochs, "summary": summary(rounds), "rounds": rounds}
         arguments.out.write_text(json.dumps(document, indent=2) + "\n")
