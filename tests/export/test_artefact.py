@@ -88,6 +88,7 @@ def test_an_artefact_knows_the_photos_that_its_run_learnt_from(
     assert f"the model has learnt from at least 40 of these {found.photos} photos" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_int8_file_computes_what_its_rounded_network_computes(
     tmp_path: Path, deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8]
 ) -> None:
@@ -155,12 +156,12 @@ def test_one_call_loads_a_run_or_an_artefact(fp32: Path, leaves: Path) -> None:
 
 
 def test_an_artefact_that_lost_too_much_is_not_written(
-    student_run: Path, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student_run: Path, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: int8.read_bytes())  # it takes a while
-    monkeypatch.setitem(artefact.GATES, "int8", Gate(top1_agreement=1.01, lost_points=-1.0))
+    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: fp32.read_bytes())  # it takes a while
+    monkeypatch.setitem(artefact.GATES, "fp32", Gate(top1_agreement=1.01, lost_points=-1.0))
     with pytest.raises(ModelError, match=r"top-1 agreement .* pass --force"):
-        export(student_run, tmp_path / "leaf.onnx", precision="int8")
+        export(student_run, tmp_path / "leaf.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,7 +245,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_artefact_whole(
 
     monkeypatch.setattr(ModelManifest, "write", fails_at_last)
     with pytest.raises(OSError, match="No space left"):
-        export(student_run, folder / "leaf.onnx", precision="int8", force=True)
+        export(student_run, folder / "leaf.onnx", force=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -23,7 +23,10 @@ def photos(leaves: Path) -> Pixels:
     return np.stack([read_pixels(path, Preprocessing(64)) for path in sorted(leaves.rglob("*.jpg"))[::10]])
 
 
-@pytest.mark.parametrize(("precision", "atol", "correlation"), [("fp32", 1e-4, 0.9999), ("int8", 0.25, 0.95)])
+@pytest.mark.parametrize(
+    ("precision", "atol", "correlation"),
+    [("fp32", 1e-4, 0.9999), pytest.param("int8", 0.25, 0.95, marks=pytest.mark.slow)],
+)
 def test_the_files_map_is_the_runs_map(
     student_run: Path,
     photos: Pixels,

@@ -54,6 +54,7 @@ def searched(leaves: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
+@pytest.mark.slow
 def test_a_trial_is_worth_its_best_validation_epoch(searched: Path) -> None:
     document = json.loads((searched / "search-hybrid-full.json").read_text())
     assert len(document["trials"]) == 2
@@ -211,6 +212,7 @@ def test_odd_folders_hold_their_own_database(
     assert (odd / "search.db").is_file()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_best_settings_and_how_to_use_them(
     searched: Path, leaves: Path, teacher_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def test_each_run_gets_one_of_the_gpus_that_the_user_left_visible(
     assert [worker_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == expected
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_running_and_waiting_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(train=FitSettings(model="mobilenetv3_small_050", pretrained=False))
     started: list[Any] = []

@@ -79,8 +79,11 @@ def cache_of(teacher: Path) -> Path:
     "objective",
     [
         ObjectiveSettings(method="hybrid", pairs=(PairSettings(16, 16), PairSettings(32, 16))),
-        ObjectiveSettings(method="hybrid", attention="window", alignment="learned", distance="kl"),
-        ObjectiveSettings(method="kd"),
+        pytest.param(
+            ObjectiveSettings(method="hybrid", attention="window", alignment="learned", distance="kl"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(ObjectiveSettings(method="kd"), marks=pytest.mark.slow),
     ],
     ids=["activation", "window", "kd"],
 )
@@ -109,6 +112,7 @@ def test_the_number_of_workers_changes_no_byte(leaves: Path, teacher: Path, tmp_
     assert {path.name: path.read_bytes() for path in cache_of(teacher).iterdir()} == alone
 
 
+@pytest.mark.slow
 def test_a_second_student_never_loads_the_teacher(
     leaves: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +121,7 @@ def test_a_second_student_never_loads_the_teacher(
     distill(leaves, teacher, tmp_path / "b", replace(CONFIG, distill=replace(CONFIG.distill, seed=1)))
 
 
+@pytest.mark.slow
 def test_another_recipe_has_its_own_cache_and_is_reported_why(
     leaves: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,6 +264,7 @@ def test_features_come_from_the_cache_compressed(
     assert any("hint" in terms for terms in first)
 
 
+@pytest.mark.slow
 def test_compressed_features_teach_what_the_live_ones_teach(
     leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]]
 ) -> None:
@@ -272,6 +278,7 @@ def test_compressed_features_teach_what_the_live_ones_teach(
     assert cached == pytest.approx(live, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_killed_build_continues_with_the_same_projection(leaves: Path, teacher: Path, tmp_path: Path) -> None:
     one = replace(HINTS, distill=replace(HINTS.distill, epochs=1))
     distill(leaves, teacher, tmp_path / "a", one)
@@ -315,6 +322,7 @@ def test_methods_without_features_share_a_cache_without_them(leaves: Path, teach
     assert sorted(bool(layout.features) for layout in layouts) == [False, True]
 
 
+@pytest.mark.slow
 def test_a_cache_with_features_serves_methods_without_them(
     leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]]
 ) -> None:
@@ -356,6 +364,7 @@ def test_views_are_as_many_as_epochs_up_to_a_bound() -> None:
     assert FitSettings(epochs=5, views=2).views_of_each_photo(student=False) == 2
 
 
+@pytest.mark.slow
 def test_all_methods_share_one_cache(leaves: Path, teacher: Path, tmp_path: Path) -> None:
     one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
     for method in ("kd", "at", "hybrid"):

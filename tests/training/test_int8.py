@@ -50,6 +50,7 @@ def test_the_run_says_that_it_is_rounded(int8_run: Path) -> None:
     assert min(scales) > 0
 
 
+@pytest.mark.slow
 def test_its_scales_go_into_the_artefact(int8_run: Path, tmp_path: Path) -> None:
     photos = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
     result = export(int8_run, tmp_path / "leaf.onnx", precision="int8", force=True)

@@ -79,6 +79,7 @@ def test_a_resume_needs_no_option_and_refuses_other_labels(run: Path, flat: Path
         agridistill.train(flat, again, resume=True, label_file=tmp_path / "others.csv")
 
 
+@pytest.mark.slow
 def test_its_export_finds_the_labels(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     result = agridistill.export(run, tmp_path / "leaf.onnx")

@@ -114,7 +114,7 @@ def test_what_learns_only_after_the_features_takes_no_longer_steps(
         return result
 
     monkeypatch.setattr(torch.optim.AdamW, "step", measured)
-    config = replace(student("hybrid-hint", hint_share=0.8), distill=replace(FIT, epochs=20, clip_grad=0.0))
+    config = replace(student("hybrid-hint", hint_share=0.8), distill=replace(FIT, epochs=10, clip_grad=0.0))
     distill(leaves, teacher_run, tmp_path / "run", config)
     first = len(steps) * 8 // 10
     assert max(steps[:first]) == 0
@@ -410,6 +410,7 @@ def test_a_resume_on_other_photos_is_refused(leaves: Path, tmp_path: Path) -> No
         train(tmp_path / "data", tmp_path / "run", TrainConfig(DATA, train=FIT), resume=True)
 
 
+@pytest.mark.slow
 def test_kept_views_change_no_result_and_save_the_drawing(
     leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +438,7 @@ def test_kept_views_change_no_result_and_save_the_drawing(
         assert all(torch.equal(weights["plain"][key], weights[name][key]) for key in weights["plain"])
 
 
+@pytest.mark.slow
 def test_keeping_views_says_where_it_saves_less_than_hoped(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

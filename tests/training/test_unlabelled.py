@@ -141,6 +141,7 @@ def test_the_folder_of_the_labels_itself_gives_the_photos_whose_labels_are_not_u
     assert not {leaf_of[path] for path in kept} & {leaf_of[path] for path in (*split["val"], *split["test"])}
 
 
+@pytest.mark.slow
 def test_with_head_first_and_balance_a_live_teacher_gives_the_same_as_its_cache(
     leaves: Path, teacher_run: Path, others: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ class Server:
         self.asked: list[tuple[str, str]] = []
         self.logins: set[str | None] = set()
         self.answers: Callable[[str, str], int | None] = lambda method, path: None
-        self.location = ""
+        self.location, self.body = "", b""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,6 +46,7 @@ class Server:
                 if 300 <= code < 400:
                     self.send_header("Location", outer.location + self.path)
                 self.end_headers()
+                self.wfile.write(outer.body if self.command == "PUT" else b"")
 
             do_PUT = do_MKCOL = do_GET = _answer  # noqa: N815 - http.server's names
 
@@ -212,6 +213,19 @@ def test_an_absent_server_is_waited_for(kept: KeptPhotos, caplog: pytest.LogCapt
     server.close()
     assert sorted(server.files) == paths(1, 2)
     assert len(caplog.records) == 2
+
+
+def test_the_page_of_a_networks_login_is_no_success(
+    kept: KeptPhotos, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = lambda method, path: 200
+    server.body = b"\n<!DOCTYPE HTML><title>Welcome to the camp site</title>"
+    with uploading(kept, server.address):
+        wait_for(lambda: len(server.asked) > 2, 10, "another try")
+        assert kept.counts().waiting == {"photo": 2}
+        assert "a web page, as of a network's login" in caplog.text
+        server.body = b"taken"
+        wait_for(lambda: kept.counts().waiting == {"photo": 0}, 10, "the uploads")
 
 
 def test_what_was_removed_meanwhile_is_not_waited_for(kept: KeptPhotos, server: Server) -> None:

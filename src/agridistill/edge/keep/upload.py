@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 import urllib.parse
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # A mobile network with a poor signal transfers 10 kB in a second.
 _ANSWER_S, _SLOWEST_BYTES_A_S = 30.0, 10_000
+# A network with a login page answers in place of the server until someone logs in.
+_OK, _PAGE, _PAGE_BYTES = 200, re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.I), 512
 _LOGIN, _NO_FOLDER, _OF_THE_PHOTO = (401, 403), (404, 409), (400, 413, 415, 422)
 _REMEDIES = {
     401: "check user, password_file and token_file in [keep]",
@@ -64,7 +67,7 @@ class Upload:
         Raises:
             RefusedMessageError: the server refuses this photo.
             LoginRefusedError: it refuses the login.
-            DeliveryError: it does not answer, or with another status than 2xx.
+            DeliveryError: it does not answer, or with another status than 2xx, or with a web page.
         """
         try:
             content = self._photos.content(message.event_id)
@@ -109,6 +112,8 @@ class Upload:
                 if answer.request.method != method:
                     first = answer.history[0].status_code
                     raise DeliveryError(f"HTTP status {first}, a redirect that drops the photo: check upload in [keep]")
+                if answer.status_code == _OK and _PAGE.match(next(answer.iter_bytes(_PAGE_BYTES), b"")):
+                    raise DeliveryError("a web page, as of a network's login, which is no answer to a PUT")
                 return answer.status_code
         except HttpError as error:
             if error.status is None:
