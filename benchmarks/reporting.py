@@ -12,6 +12,9 @@ from typing import Any
 from agridistill.benchmark.result import peak_memory_bytes, processor_name
 from agridistill.storage import write_json
 
+# Every command is timed as an installation has it: with compiled modules. From the second turn on, they are there.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def machine() -> dict[str, Any]:
     """What a figure was measured on. Imports nothing heavy: a start may be what is measured."""
