@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from tests.conftest import TINY_STUDENT
 from tests.training.small_runs import DATA, FIT, rows, student
 
@@ -23,7 +24,7 @@ from agridistill.training import trainer
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
-from agridistill.training.trainer import WholeCheckpoints, create_trainer
+from agridistill.training.trainer import EpochLog, WholeCheckpoints, create_trainer
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +69,38 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path:
         assert caught.value.errno == errno.EFBIG
     assert torch.load(file) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_short_epochs_share_a_checkpoint_and_a_stopped_run_repeats_them(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(DATA, train=replace(FIT, epochs=4))
+    train(leaves, tmp_path / "whole", config)
+    saved: list[int] = []
+    save = WholeCheckpoints.save_checkpoint
+
+    def counted(self: WholeCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        saved.append(checkpoint["epoch"])
+        save(self, checkpoint, path, storage_options)
+
+    def stopped(self: EpochLog, run: Any, module: Any) -> None:
+        if run.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", counted)
+    monkeypatch.setattr(trainer, "_CHECKPOINT_PAUSE_S", 1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLog, "on_train_epoch_start", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(leaves, tmp_path / "run", config)
+    assert saved == [0]
+    train(leaves, tmp_path / "run", config, resume=True)
+    assert saved == [0, 1, 3]
+    columns = ("epoch", "train/total", "val/accuracy", "val/nll", "lr")
+    whole, again = ([[row[name] for name in columns] for row in rows(tmp_path / name)] for name in ("whole", "run"))
+    assert whole == again
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_goes_on_after_a_disk_without_room_for_its_checkpoint(leaves: Path, tmp_path: Path) -> None:

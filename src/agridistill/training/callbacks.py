@@ -300,7 +300,7 @@ class BestWeights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state of a checkpoint, without the best score if the weights file has another sha256.
 
-        The sha256 differs if a run was killed after it saved an epoch's weights and before it wrote the checkpoint. The
+        The sha256 differs if a run was killed after it saved an epoch's weights and before it wrote a checkpoint. The
         resumed run repeats this epoch and saves its weights again.
         """
         best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]

@@ -45,7 +45,7 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "rem
 def carry_out(plan: RunPlan) -> RunResult:
     """Carries out a run: creates its network and loaders, writes its first files, trains, and evaluates.
 
-    With `plan.resume` it continues after the last finished epoch.
+    With `plan.resume` it continues after the last epoch that was saved.
 
     Raises:
         AgriDistillError: settings, photos, weights and teacher are incompatible, or another process of a distributed

@@ -58,7 +58,7 @@ class RunFolder:
         self.environment = path / "environment.json"  # versions, hardware, seed and data fingerprint
         self.weights = path / "model.safetensors"  # weights of the best epoch
         self.manifest = path / MANIFEST_NAME  # describes the model; written after the training
-        self.checkpoint = path / "last.ckpt"  # state of the last epoch, for a resume only
+        self.checkpoint = path / "last.ckpt"  # state after an epoch, for a resume only
         self.lock = path / ".lock"  # held by the process that trains
         self.learnt = path / LEARNT_NAME  # hashes of the photos that the model learnt from; see `data.likeness`
         self.caches = path / "cache"  # outputs of this model as a teacher of other runs
@@ -147,7 +147,7 @@ class RunFolder:
             )
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished."""
+        """Reads Lightning's checkpoint of the last epoch that was saved; returns None if there is none."""
         if not self.checkpoint.exists():
             return None
         try:

@@ -35,17 +35,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TIMEOUT = timedelta(days=2)
 # Least width of a terminal, in columns, that has room for the scores, and for the word "left", beside the bar.
 _WIDE, _NARROW = 100, 70
+_CHECKPOINT_PAUSE_S = 10.0
 
 
 def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
     """Creates Lightning's trainer for a run; `callbacks` run before progress and checkpoint.
 
-    It logs to TensorBoard, and after every epoch it saves a checkpoint with the state of all callbacks.
+    It logs to TensorBoard, and saves checkpoints with the state of all callbacks (`TimelyCheckpoint`).
 
     Raises:
         ConfigError: the machine does not have the devices that `fit` sets.
     """
-    checkpoint = ModelCheckpoint(
+    checkpoint = TimelyCheckpoint(
         dirpath=folder.path, filename=folder.checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     early_stop = [PatientStop(fit.patience)] if fit.patience else []
@@ -72,6 +73,23 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
     except MisconfigurationException as error:
         expected = f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}"
         raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
+
+
+class TimelyCheckpoint(ModelCheckpoint):
+    """Saves a checkpoint after the first epoch, after the last one, and in between at most every 10 s.
+
+    With few photos an epoch takes less than a second, of which a checkpoint of 50 MB would take a fifth.
+    """
+
+    _due_s = 0.0
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves a checkpoint if it is due."""
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        # The first process decides for all of them, because they also save together.
+        if trainer.strategy.broadcast(is_last or time.monotonic() >= self._due_s):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._due_s = time.monotonic() + _CHECKPOINT_PAUSE_S
 
 
 class WholeCheckpoints(TorchCheckpointIO):
