@@ -42,7 +42,9 @@ UNLABELLED, TEST, SESSION = 120, 80, re.compile(r".*___(.*?)[ _.]*\d")
 EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
 SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
-ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN))
+# Arms with another share of labelled photos in an epoch than the default, and as many steps.
+SHARES = {"hybrid-unlabelled-10": 0.1, "hybrid-unlabelled-50": 0.5}
+ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN), *SHARES)
 # (first, second): the difference first - second is reported.
 PAIRS = (
     ("hybrid-unlabelled", "hybrid"),
@@ -207,13 +209,18 @@ def one(
     if "pseudo" in arms:
         found["pseudo_labels_right"] = add_pseudo_labels(folder)
     for arm in arms:
-        is_large = arm == "pseudo" or arm.endswith("-unlabelled")
-        epochs = many_epochs if is_large else round(many_epochs * many / few)
+        share, kind = SHARES.get(arm), "hybrid-unlabelled" if arm in SHARES else arm
+        is_large = kind == "pseudo" or kind.endswith("-unlabelled")
+        used = counts["train"] * repeats_for(counts["train"], counts["unlabelled"], share) + counts["unlabelled"]
+        steps = used // BATCH if is_large else few  # in an epoch
+        epochs = round(many_epochs * many / steps)
         # As many views of a labelled photo in all arms.
-        views = min(many_epochs, MAX_VIEWS) * (1 if is_large else repeats)
-        method = "ce" if arm == "pseudo" else arm.removeprefix(SCRATCH).removesuffix("-unlabelled")
+        views = min(epochs, MAX_VIEWS) if is_large else min(many_epochs, MAX_VIEWS) * repeats
+        method = "ce" if arm == "pseudo" else kind.removeprefix(SCRATCH).removesuffix("-unlabelled")
         run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
-        extra = {"data.unlabelled": str(folder / "unlabelled")} if arm.endswith("-unlabelled") else {}
+        extra: dict[str, Any] = {"data.labelled_share": share} if share else {}
+        if kind.endswith("-unlabelled"):
+            extra["data.unlabelled"] = str(folder / "unlabelled")
         result = distill(
             folder / ("pseudo" if arm == "pseudo" else "photos"),
             None if method == "ce" else teacher,
@@ -223,7 +230,7 @@ def one(
             **{"seed": test_fold, "epochs": epochs, "views": views, "objective.method": method, **extra},
         )
         found["accuracy"][arm], found["train_s"][arm] = result.evaluation.accuracy, result.train_s
-        found["steps"][arm] = epochs * (many if is_large else few)
+        found["steps"][arm] = epochs * steps
     return found
 
 
