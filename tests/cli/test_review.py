@@ -105,6 +105,22 @@ def test_corrected_labels_are_a_table_of_all_photos(tmp_path: Path, capsys: Capt
     assert f"Next: agridistill train {data} --labels {tmp_path / 'labels.csv'} --out model" in err
 
 
+def test_labels_of_a_table_are_corrected_in_a_new_one(tmp_path: Path, capsys: Capture) -> None:
+    data, table = tmp_path / "data", tmp_path / "old.csv"
+    for number in range(4):
+        colour_photo(data / f"{number}.jpg", "green", number)
+    table.write_text(
+        "photo,disease\n" + "".join(f"{number}.jpg,{('rust', 'healthy')[number % 2]}\n" for number in range(4))
+    )
+    ReviewLog(data / "review.csv").append([Action("t", "anna", LABEL, "healthy", "0.jpg")])
+    words = ("--labels", table, "--label-columns", "photo,disease", "--table", tmp_path / "new.csv")
+    code, _, _ = run(capsys, "review", "--suspects", data, *words)
+    assert code == 0
+    assert (
+        tmp_path / "new.csv"
+    ).read_text() == "image,label\n0.jpg,healthy\n1.jpg,healthy\n2.jpg,rust\n3.jpg,healthy\n"
+
+
 def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     export, other = tmp_path / "tasks.json", tmp_path / "other.csv"
     assert run(capsys, "review", folder, "--export", export)[0] == 0
@@ -146,6 +162,7 @@ def test_a_table_does_not_replace_what_was_chosen_after_it_was_written(
         (["{folder}", "--classes", "{folder}", "--teacher", "tomato"], "--teacher needs --model"),
         (["{folder}", "--agreement", "--out", "{folder}/north/0.jpg"], "earlier result for --out"),
         (["{folder}", "--import", "{folder}/gone.json"], "gone.json"),
+        (["{folder}", "--classes", "{folder}", "--labels", "a.csv"], "say where --suspects finds its labels"),
         (["{folder}", "--table", "{folder}/review.csv"], "earlier result for --table"),
     ],
 )

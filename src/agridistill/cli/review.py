@@ -17,6 +17,7 @@ from agridistill.cli import options, output
 from agridistill.cli.output import UNDEFINED, percent, printable, stderr, stdout
 
 if TYPE_CHECKING:
+    from agridistill.data.labels import Layout
     from agridistill.progress import ProgressCallback
     from agridistill.review import Action, Choice, Judgements, ReviewLog
     from agridistill.review.ranking import Order
@@ -26,7 +27,9 @@ RECORD = "review.csv"
 _LISTED = 20
 
 
+@options.with_groups
 def review(
+    labels: options.LabelOptions,
     folder: Annotated[
         Path | None, Argument(metavar="FOLDER", help="Review the photos in this folder and the folders below it.")
     ] = None,
@@ -87,17 +90,21 @@ def review(
     Each choice is on the disk before the next one. With --agreement, --import, --export, --into or --table no page is
     served. Photos on which reviewers disagree get no label, nor do those judged as several, not a leaf or cannot tell.
     """
-    from agridistill.data.folder import files_in, require_folder, scan
+    from agridistill.data.folder import files_in, require_folder
+    from agridistill.data.labels import FOLDERS, read_layout
     from agridistill.errors import DataError
     from agridistill.review import ReviewLog
 
     root = suspects or folder
     if root is None or (suspects is not None and folder is not None):
         raise typer.BadParameter("pass either FOLDER or --suspects PHOTOS")
+    layout = labels.layout() or FOLDERS
+    if suspects is None and layout != FOLDERS:
+        raise typer.BadParameter("--labels, --label-columns, --nested and --flat say where --suspects finds its labels")
     require_folder(root)
     given: Mapping[str, str] = {}
     if suspects is not None:
-        labelled = scan(suspects)
+        labelled = read_layout(suspects, layout)
         given = {sample.path: labelled.classes[sample.label] for sample in labelled.samples}
     photos = sorted(given) or sorted(files_in(root)[0])
     if not photos:
@@ -113,7 +120,7 @@ def review(
         raise typer.BadParameter("pass --model MODEL, --classes PHOTOS or both")
     if teacher is not None and model is None:
         raise typer.BadParameter("--teacher needs --model, with which it is compared")
-    _serve(root, photos, model, classes, teacher, given, name, log, host, port)
+    _serve(root, photos, model, classes, teacher, given, layout, name, log, host, port)
 
 
 def _user() -> str:
@@ -243,6 +250,7 @@ def _serve(
     classes: Path | None,
     teacher: Path | None,
     given: Mapping[str, str],
+    layout: Layout,
     reviewer: str,
     log: ReviewLog,
     host: str,
@@ -259,7 +267,7 @@ def _serve(
 
         predictor = load(model) if model is not None else None
         if given:
-            order, names = _suspects(root, progress)
+            order, names = _suspects(root, layout, progress)
         else:
             order, names = _ranking(root, photos, predictor, teacher, log, reviewer)
         if classes is not None:
@@ -270,7 +278,7 @@ def _serve(
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
         threading.Event().wait()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
-    words: list[str | Path] = ["--suspects", root] if given else [root]
+    words: list[str | Path] = ["--suspects", root, *layout.words()] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
     output.next_command("review", *words, *record, *(("--table", "labels.csv") if given else ("--into", "reviewed")))
 
@@ -298,12 +306,12 @@ def _ranking(
     return ranking, predictor.manifest.classes if predictor is not None else ()
 
 
-def _suspects(root: Path, progress: ProgressCallback) -> tuple[Order, Sequence[str]]:
+def _suspects(root: Path, layout: Layout, progress: ProgressCallback) -> tuple[Order, Sequence[str]]:
     from agridistill.errors import needs_extra
 
     with needs_extra():
         from agridistill.evaluation.suspects import find_suspects
         from agridistill.review.ranking import FixedOrder
-    found = find_suspects(root, progress=progress)
+    found = find_suspects(root, layout=layout, progress=progress)
     stderr.print(f"{len(found.predictions):,} of {found.photos:,} labels are doubtful")
     return FixedOrder(found.predictions), found.folder.classes
