@@ -10,7 +10,8 @@ students have the same number of steps. `pseudo` is `ce` with the teacher's clas
 one. What is finished in RUNS is not repeated. A difference is paired by round; its interval is Student's.
 
 `--new-camera` deals otherwise: the labelled photos are of one session of each class, as they are; those without labels
-and the test are of its other sessions, taken by a worse camera (`spoilt`).
+and the test are of its other sessions, taken by a worse camera (`spoilt`). With `--same-places`, only the camera
+differs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +106,11 @@ def deal_folds(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
     return {part: len(members) for part, members in dealt.items()}
 
 
-def deal_cameras(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
+def deal_cameras(photos: Path, out: Path, test_fold: int, *, new_places: bool = True) -> dict[str, int]:
     """Deals a round with a new camera, like `deal_folds`.
 
-    Only classes with several sessions take part; the photos with labels are of one of them. The number of the round is
-    the seed that chooses sessions and leaves.
+    Only classes with several sessions take part; the photos with labels are of one of them, or with `new_places` False
+    of the same sessions as the others. The number of the round is the seed that chooses sessions and leaves.
     """
     sessions: dict[int, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))  # class -> session -> leaves
     for members in shuffled_leaves(photos, seed=test_fold):
@@ -120,11 +122,14 @@ def deal_cameras(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
         large = sorted(name for name, leaves in sessions[label].items() if sum(map(len, leaves)) >= UNLABELLED + TEST)
         if len(large) < 2:
             continue
-        known = rng.choice(large)
-        new = [leaf for name in large if name != known for leaf in sessions[label][name]]
+        chosen = rng.choice(large)
+        known = sessions[label][chosen]
+        new = [leaf for name in large if name != chosen or not new_places for leaf in sessions[label][name]]
         rng.shuffle(new)
+        if not new_places:
+            known, new = new[: TRAIN + VAL], new[TRAIN + VAL :]
         for leaves, most, room in (
-            (sessions[label][known], 4, {"train": TRAIN, "val": VAL}),
+            (known, 4, {"train": TRAIN, "val": VAL}),
             (new, 40, {"test": TEST, "unlabelled": UNLABELLED}),
         ):
             for members in leaves:
@@ -191,7 +196,7 @@ def one(
     test_fold: int,
     arms: Sequence[str],
     many_epochs: int,
-    deal: Callable[..., dict[str, int]],
+    deal: Deal,
 ) -> dict[str, Any]:
     """One round: dealt, its teacher and its students trained, or read where it is finished."""
     counted, teacher = folder / "counts.json", folder / "teacher"
@@ -264,8 +269,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs over the photos without labels")
     parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), choices=range(FOLDS))
     parser.add_argument("--new-camera", action="store_true", help="photos without labels and test of another camera")
+    parser.add_argument("--same-places", action="store_true", help="with --new-camera: of the same sessions")
     arguments = parser.parse_args()
-    deal = deal_cameras if arguments.new_camera else deal_folds
+    deal: Deal = deal_folds
+    if arguments.new_camera:
+        deal = partial(deal_cameras, new_places=not arguments.same_places)
     rounds = []
     for fold in arguments.folds:
         folder = arguments.runs / f"fold-{fold}"
