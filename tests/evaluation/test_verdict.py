@@ -326,6 +326,27 @@ def test_a_run_folder_says_how_it_learnt(tmp_path: Path) -> None:
     assert read_learning(tmp_path, ["a", "b", "c"]).from_scratch is False
 
 
+@pytest.mark.parametrize(
+    ("method", "unlabelled", "photos", "advised"),
+    [
+        ("hybrid", "", 29, True),
+        ("hybrid", "", 30, False),
+        ("ce", "", 8, False),
+        ("kd", "unlabelled = 'more'", 8, False),
+    ],
+)
+def test_a_student_of_few_labels_may_learn_without(
+    tmp_path: Path, method: str, unlabelled: str, photos: int, advised: bool
+) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,val/accuracy\n1,0.5\n")
+    (tmp_path / "environment.json").write_text(json.dumps({"train_photos": {"a": photos, "b": 90, "c": 90}}))
+    write_split(tmp_path / "splits.json", Split(("a/1.jpg",), ("a/2.jpg",), ()), **UNKNOWN)
+    recipe = f"[data]\n{unlabelled}\n[distill]\npretrained = true\n[objective]\nmethod = '{method}'\n"
+    (tmp_path / "recipe.toml").write_text(recipe)
+    advice = judge(GOOD, learning=read_learning(tmp_path, ["a", "b", "c"])).advice
+    assert any("--unlabelled DIR" in line for line in advice) == advised
+
+
 def test_what_a_run_folder_does_not_say_is_unknown(tmp_path: Path) -> None:
     assert read_learning(tmp_path, ["a"]) == Learning()
     (tmp_path / "metrics.csv").write_text("epoch,val/accuracy\n1,half\n")

@@ -36,6 +36,8 @@ SMALL_IMAGE, LARGER_IMAGE = 160, 224
 # With pretrained weights, accuracy on two crops was 70 to 79 % with 10 photos a class, 80 to 90 % with 30, and
 # 87 to 95 % with 100.
 PHOTO_STEPS = (30, 100, 300)
+# Photos without labels brought 3 to 5 points with 8 labelled photos a class (docs/results.md).
+FEW_LABELS = 30
 # A split takes 15 % of a class for the test: that is at least one leaf if the class has this many.
 TESTABLE_LEAVES = 7
 # The shortest run that the advice to train longer recommends.
@@ -56,6 +58,7 @@ class Learning:
     train_photos: Mapping[str, int] | None = None  # number of training photos of each class; None if unknown
     from_scratch: bool | None = None  # whether the network began with random weights; None if unknown
     val_photos: int | None = None  # number of photos in the validation split; None if unknown
+    labelled_alone: bool = False  # whether a teacher taught the network, on photos with labels alone
 
     @property
     def epochs(self) -> int:
@@ -109,11 +112,13 @@ def read_learning(run: Path, classes: Sequence[str]) -> Learning:
         counted = json.loads((run / "environment.json").read_text(encoding="utf-8"))["train_photos"]
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         settings = recipe["distill"] if "distill" in recipe else recipe["train"]
+        has_teacher = recipe.get("objective", {}).get("method", "ce") != "ce"
         return Learning(
             tuple(rows),
             train_photos={name: int(counted[name]) for name in classes},
             from_scratch=not (settings["pretrained"] or settings.get("weights")),
             val_photos=len(read_split(run / "splits.json").val) or None,
+            labelled_alone=has_teacher and not recipe.get("data", {}).get("unlabelled"),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return Learning()
@@ -173,6 +178,7 @@ def advice_on(found: Findings) -> list[str]:
         ),
         *_epochs_advice(found),
         *_photos_advice(found),
+        *_unlabelled_advice(found.learning),
         *(
             [f"Show it more detail: --image-size {LARGER_IMAGE} (it was {size})."]
             if size < SMALL_IMAGE and not found.good
@@ -214,6 +220,12 @@ def _photos_advice(found: Findings) -> list[str]:
     if found.progress in ("never began", "still improving") and counts[fewest] >= PHOTO_STEPS[0]:
         return []  # these photos are enough to learn from
     return [f"Add photos of every class, of other plants and days; '{fewest}' {_aim(counts[fewest])}."]
+
+
+def _unlabelled_advice(learning: Learning) -> list[str]:
+    if not learning.labelled_alone or min((learning.train_photos or {}).values(), default=FEW_LABELS) >= FEW_LABELS:
+        return []
+    return ["Let the teacher name more photos of the same kind, which need no labels: --unlabelled DIR."]
 
 
 def _aim(photos: int) -> str:
