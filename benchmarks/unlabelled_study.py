@@ -23,7 +23,7 @@ import random
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ UNLABELLED, TEST, SESSION = 120, 80, re.compile(r".*___(.*?)[ _.]*\d")
 EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
 SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
-# Arms with another share of labelled photos in an epoch than the default, and as many steps.
+# Arms with another least share of labelled photos in an epoch than the default, and nearly as many steps.
 SHARES = {"hybrid-unlabelled-10": 0.1, "hybrid-unlabelled-50": 0.5}
 ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN), *SHARES)
 # (first, second): the difference first - second is reported.
@@ -75,9 +75,6 @@ RANDOM_START = {
     "distill": {"model": "mobilenetv3_large_100", "pretrained": False, "batch_size": BATCH, "lr": 2e-3},
     "data": RECIPE["data"],
 }
-
-
-Deal = Callable[[Path, Path, int], dict[str, int]]
 
 
 def deal_folds(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
@@ -128,16 +125,12 @@ def deal_cameras(photos: Path, out: Path, test_fold: int, *, new_places: bool = 
         rng.shuffle(new)
         if not new_places:
             known, new = new[: TRAIN + VAL], new[TRAIN + VAL :]
-        for leaves, most, room in (
+        for leaves, most, wanted in (
             (known, 4, {"train": TRAIN, "val": VAL}),
             (new, 40, {"test": TEST, "unlabelled": UNLABELLED}),
         ):
-            for members in leaves:
-                part = next((part for part in room if room[part]), None)
-                if part:
-                    some = members[: min(most, room[part])]  # the other photos of this leaf take no part
-                    room[part] -= len(some)
-                    dealt[part] += some
+            for part, members in share_out(leaves, most, wanted).items():
+                dealt[part] += members
     for part, members in dealt.items():
         folder = out / "unlabelled" if part == "unlabelled" else out / "photos" / part
         if part in ("train", "val"):
@@ -150,11 +143,24 @@ def deal_cameras(photos: Path, out: Path, test_fold: int, *, new_places: bool = 
     return {part: len(members) for part, members in dealt.items()}
 
 
+def share_out(leaves: Sequence[list[Any]], most: int, wanted: Mapping[str, int]) -> dict[str, list[Any]]:
+    """Fills parts of the wanted sizes with leaves, in order; at most `most` photos of a leaf take part."""
+    parts: dict[str, list[Any]] = {part: [] for part in wanted}
+    for members in leaves:
+        part = next((part for part in parts if len(parts[part]) < wanted[part]), None)
+        if part is None:
+            return parts
+        parts[part] += members[: min(most, wanted[part] - len(parts[part]))]
+    if any(len(parts[part]) < wanted[part] for part in parts):
+        raise SystemExit(f"too few photos: { ({part: len(found) for part, found in parts.items()}) } of {wanted}")
+    return parts
+
+
 def spoilt(photos: Path, members: list[Any], out: Path) -> None:
     """Writes photos as a worse camera in the shade takes them: darker, bluer, less sharp, noisy, compressed."""
     for member in members:
         photo = np.asarray(Image.open(photos / member.path).convert("RGB"))
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(0)  # the same noise in each photo: the fixed pattern of a poor sensor
         for damage, strength in (
             (corruptions.blur, 0.008),
             (corruptions.light, 0.65),
@@ -165,6 +171,13 @@ def spoilt(photos: Path, members: list[Any], out: Path) -> None:
         file = out / member.path
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(file, "JPEG", quality=40)
+
+
+DEALS: Mapping[str, Callable[[Path, Path, int], dict[str, int]]] = {
+    "folds": deal_folds,
+    "new camera": deal_cameras,
+    "new camera, same places": partial(deal_cameras, new_places=False),
+}
 
 
 def repeat_labelled(photos: Path, out: Path, dealt: dict[str, list[Any]]) -> None:
@@ -196,15 +209,17 @@ def one(
     test_fold: int,
     arms: Sequence[str],
     many_epochs: int,
-    deal: Deal,
+    kind: str,
 ) -> dict[str, Any]:
     """One round: dealt, its teacher and its students trained, or read where it is finished."""
     counted, teacher = folder / "counts.json", folder / "teacher"
     if not counted.exists():
         for begun in ("photos", "pseudo", "unlabelled"):
             shutil.rmtree(folder / begun, ignore_errors=True)
-        counted.write_text(json.dumps(deal(photos, folder, test_fold)))
+        counted.write_text(json.dumps({"deal": kind, **DEALS[kind](photos, folder, test_fold)}))
     counts = json.loads(counted.read_text())
+    if (begun := counts.pop("deal", None)) != kind:
+        raise SystemExit(f"'{folder}' holds rounds of another kind ({begun}): choose another folder for the runs")
     known = train(folder / "photos", teacher, seed=test_fold, resume=(teacher / "recipe.toml").exists())
     repeats = repeats_for(counts["train"], counts["unlabelled"])
     # Steps in an epoch of the labelled photos alone, and of all photos.
@@ -219,7 +234,7 @@ def one(
         used = counts["train"] * repeats_for(counts["train"], counts["unlabelled"], share) + counts["unlabelled"]
         steps = used // BATCH if is_large else few  # in an epoch
         epochs = round(many_epochs * many / steps)
-        # As many views of a labelled photo in all arms.
+        # As many views of a labelled photo in all arms but those of `SHARES`.
         views = min(epochs, MAX_VIEWS) if is_large else min(many_epochs, MAX_VIEWS) * repeats
         method = "ce" if arm == "pseudo" else kind.removeprefix(SCRATCH).removesuffix("-unlabelled")
         run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
@@ -271,16 +286,22 @@ def main() -> None:
     parser.add_argument("--new-camera", action="store_true", help="photos without labels and test of another camera")
     parser.add_argument("--same-places", action="store_true", help="with --new-camera: of the same sessions")
     arguments = parser.parse_args()
-    deal: Deal = deal_folds
-    if arguments.new_camera:
-        deal = partial(deal_cameras, new_places=not arguments.same_places)
+    if arguments.same_places and not arguments.new_camera:
+        parser.error("--same-places needs --new-camera")
+    kind = {0: "folds", 1: "new camera", 2: "new camera, same places"}[arguments.new_camera + arguments.same_places]
     rounds = []
     for fold in arguments.folds:
         folder = arguments.runs / f"fold-{fold}"
         folder.mkdir(parents=True, exist_ok=True)
-        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs, deal))
+        rounds.append(one(arguments.photos, folder, fold, arguments.arms, arguments.epochs, kind))
         print(json.dumps(rounds[-1]), flush=True)
-        document = {"cores": os.cpu_count(), "epochs": arguments.epochs, "summary": summary(rounds), "rounds": rounds}
+        document = {
+            "cores": os.cpu_count(),
+            "photos": kind,
+            "epochs": arguments.epochs,
+            "summary": summary(rounds),
+            "rounds": rounds,
+        }
         arguments.out.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -109,16 +109,31 @@ def test_labels_of_a_table_are_corrected_in_a_new_one(tmp_path: Path, capsys: Ca
     data, table = tmp_path / "data", tmp_path / "old.csv"
     for number in range(4):
         colour_photo(data / f"{number}.jpg", "green", number)
-    table.write_text(
-        "photo,disease\n" + "".join(f"{number}.jpg,{('rust', 'healthy')[number % 2]}\n" for number in range(4))
-    )
+    table.write_text("photo,disease\n0.jpg,rust\n1.jpg,healthy\n2.jpg,rust\n3.jpg,healthy\n")
     ReviewLog(data / "review.csv").append([Action("t", "anna", LABEL, "healthy", "0.jpg")])
-    words = ("--labels", table, "--label-columns", "photo,disease", "--table", tmp_path / "new.csv")
-    code, _, _ = run(capsys, "review", "--suspects", data, *words)
-    assert code == 0
-    assert (
-        tmp_path / "new.csv"
-    ).read_text() == "image,label\n0.jpg,healthy\n1.jpg,healthy\n2.jpg,rust\n3.jpg,healthy\n"
+    words = ("review", "--suspects", data, "--labels", table)
+    columns = ("--label-columns", "photo,disease")
+    assert run(capsys, *words, *columns, "--table", tmp_path / "new.csv")[0] == 0
+    wanted = "image,label\n0.jpg,healthy\n1.jpg,healthy\n2.jpg,rust\n3.jpg,healthy\n"
+    assert (tmp_path / "new.csv").read_text() == wanted
+    code, _, err = run(capsys, *words, *columns, "--table", table)
+    assert (code, "another file for --table than for --labels" in err) == (2, True)
+
+
+def test_a_corrected_table_has_the_split_of_the_one_before(tmp_path: Path, capsys: Capture) -> None:
+    data, table = tmp_path / "data", tmp_path / "old.csv"
+    for number in range(4):
+        colour_photo(data / f"{number}.jpg", "green", number)
+    rows = "0.jpg,rust,train\n1.jpg,healthy,train\n2.jpg,rust,test\n3.jpg,healthy,val\n"
+    table.write_text(f"image,label,split\n{rows}")
+    ReviewLog(data / "review.csv").append([Action("t", "anna", LABEL, "healthy", "0.jpg")])
+    words = ("review", "--suspects", data, "--labels", table, "--table")
+    assert run(capsys, *words, tmp_path / "new.csv")[0] == 0
+    wanted = f"image,label,split\n{rows.replace('0.jpg,rust', '0.jpg,healthy')}"
+    assert (tmp_path / "new.csv").read_text() == wanted
+    (tmp_path / "new.csv").write_text("image,label\n0.jpg,rust\n")
+    code, _, err = run(capsys, *words, tmp_path / "new.csv")
+    assert (code, "earlier result for --table" in err) == (2, True)
 
 
 def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -332,6 +332,7 @@ def test_a_run_folder_says_how_it_learnt(tmp_path: Path) -> None:
         ("hybrid", "", 29, True),
         ("hybrid", "", 30, False),
         ("ce", "", 8, False),
+        ("dkd", "", 8, False),
         ("kd", "unlabelled = 'more'", 8, False),
     ],
 )
@@ -339,7 +340,7 @@ def test_a_student_of_few_labels_may_learn_without(
     tmp_path: Path, method: str, unlabelled: str, photos: int, advised: bool
 ) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,val/accuracy\n1,0.5\n")
-    (tmp_path / "environment.json").write_text(json.dumps({"train_photos": {"a": photos, "b": 90, "c": 90}}))
+    (tmp_path / "environment.json").write_text(json.dumps({"train_photos": {"a": photos, "b": photos, "c": 30}}))
     write_split(tmp_path / "splits.json", Split(("a/1.jpg",), ("a/2.jpg",), ()), **UNKNOWN)
     recipe = f"[data]\n{unlabelled}\n[distill]\npretrained = true\n[objective]\nmethod = '{method}'\n"
     (tmp_path / "recipe.toml").write_text(recipe)

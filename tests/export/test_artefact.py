@@ -88,7 +88,6 @@ def test_an_artefact_knows_the_photos_that_its_run_learnt_from(
     assert f"the model has learnt from at least 40 of these {found.photos} photos" in caplog.text
 
 
-@pytest.mark.slow
 def test_the_int8_file_computes_what_its_rounded_network_computes(
     tmp_path: Path, deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8]
 ) -> None:

@@ -132,6 +132,12 @@ def test_a_page_with_an_unsent_choice_asks_before_it_closes(browser: Any, tmp_pa
     with served(tmp_path, names) as address:
         opened = Reviewed(browser, address)
         opened.photo()
+        with opened.page.expect_response("**/api/choice"):
+            opened.press("2")
+        opened.page.evaluate("new Promise(done => setTimeout(done, 100))")  # until the page has read the answer
+        opened.page.reload()
+        opened.photo()
+        assert opened.asked_to_stay == 0
         held: list[Any] = []
         opened.page.route("**/api/choice", lambda route: held.append(route))
         with opened.page.expect_request("**/api/choice"):

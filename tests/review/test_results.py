@@ -99,7 +99,7 @@ def test_copies_beside_the_reviewed_photos_would_be_reviewed_again(photos: Path)
 
 
 def test_the_table_is_what_train_reads(photos: Path, tmp_path: Path) -> None:
-    write_label_table(LABELS, tmp_path / "labels.csv")
+    write_label_table(LABELS, tmp_path / "labels.csv", {})
     folder = read_layout(photos, Layout(label_file=tmp_path / "labels.csv"))
     assert {sample.path: folder.classes[sample.label] for sample in folder.samples} == LABELS
     assert folder.problems == ()

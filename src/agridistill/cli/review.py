@@ -92,7 +92,7 @@ def review(
     """
     from agridistill.data.folder import files_in, require_folder
     from agridistill.data.labels import FOLDERS, read_layout
-    from agridistill.errors import DataError
+    from agridistill.errors import DataError, RunError
     from agridistill.review import ReviewLog
 
     root = suspects or folder
@@ -102,10 +102,15 @@ def review(
     if suspects is None and layout != FOLDERS:
         raise typer.BadParameter("--labels, --label-columns, --nested and --flat say where --suspects finds its labels")
     require_folder(root)
+    if table is not None and layout.label_file is not None and table.resolve() == layout.label_file.resolve():
+        raise RunError("another file for --table than for --labels", f"'{table}' for both", "choose another --table")
     given: Mapping[str, str] = {}
+    splits: Mapping[str, str] = {}
     if suspects is not None:
         labelled = read_layout(suspects, layout)
         given = {sample.path: labelled.classes[sample.label] for sample in labelled.samples}
+        if not labelled.in_split_folders:
+            splits = labelled.given_split or {}
     photos = sorted(given) or sorted(files_in(root)[0])
     if not photos:
         raise DataError("photos to review", f"none in '{root}'", "check the path")
@@ -114,7 +119,8 @@ def review(
     if agreement or import_ or export or into or table:
         if import_ is not None:
             _import(import_, root, photos, name, log)
-        _results(root, photos, log, given, agreement=agreement, export=export, into=into, table=table, json=json)
+        results = {"export": export, "into": into, "table": table}
+        _results(root, photos, log, given, splits, agreement=agreement, json=json, **results)
         return
     if model is None and classes is None and suspects is None:
         raise typer.BadParameter("pass --model MODEL, --classes PHOTOS or both")
@@ -154,6 +160,7 @@ def _results(
     photos: Sequence[str],
     log: ReviewLog,
     given: Mapping[str, str],
+    splits: Mapping[str, str],
     *,
     agreement: bool,
     export: Path | None,
@@ -163,14 +170,14 @@ def _results(
 ) -> None:
     from agridistill.review import LABEL, Judgements, agreements, settled
     from agridistill.review.exchange import CSV_COLUMNS, write_label_studio
-    from agridistill.review.results import TABLE_HEADER, write_class_folders, write_label_table
+    from agridistill.review.results import table_header, write_class_folders, write_label_table
     from agridistill.storage import require_result_file
 
     if export is not None:
         header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "[\n"
         require_result_file(export, "--export", header=header)
     if table is not None:
-        require_result_file(table, "--table", header=TABLE_HEADER)
+        require_result_file(table, "--table", header=table_header(splits))
     actions = log.read()
     judgements = Judgements(actions)
     agreed, disputed = settled(judgements)
@@ -191,7 +198,7 @@ def _results(
         stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
     if table is not None:
         kept = {photo: label for photo, label in given.items() if photo not in agreed and photo not in disputed}
-        write_label_table({**kept, **labels}, table)
+        write_label_table({**kept, **labels}, table, splits)
         stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
     if into is not None or table is not None:
         _print_left_out(without, disputed)
@@ -280,7 +287,7 @@ def _serve(
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root, *layout.words()] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
-    output.next_command("review", *words, *record, *(("--table", "labels.csv") if given else ("--into", "reviewed")))
+    output.next_command("review", *words, *record, *(("--table", "corrected.csv") if given else ("--into", "reviewed")))
 
 
 def _ranking(

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agridistill.data.split import read_split
 from agridistill.errors import DataError
@@ -36,7 +36,8 @@ SMALL_IMAGE, LARGER_IMAGE = 160, 224
 # With pretrained weights, accuracy on two crops was 70 to 79 % with 10 photos a class, 80 to 90 % with 30, and
 # 87 to 95 % with 100.
 PHOTO_STEPS = (30, 100, 300)
-# Photos without labels brought 3 to 5 points with 8 labelled photos a class (docs/results.md).
+# Photos without labels brought 5 points where 8 photos of each class had labels (docs/results.md). They are advised
+# below this mean number of photos in a class.
 FEW_LABELS = 30
 # A split takes 15 % of a class for the test: that is at least one leaf if the class has this many.
 TESTABLE_LEAVES = 7
@@ -58,7 +59,7 @@ class Learning:
     train_photos: Mapping[str, int] | None = None  # number of training photos of each class; None if unknown
     from_scratch: bool | None = None  # whether the network began with random weights; None if unknown
     val_photos: int | None = None  # number of photos in the validation split; None if unknown
-    labelled_alone: bool = False  # whether a teacher taught the network, on photos with labels alone
+    could_use_unlabelled: bool = False  # whether `--unlabelled` could have added photos without labels
 
     @property
     def epochs(self) -> int:
@@ -112,16 +113,22 @@ def read_learning(run: Path, classes: Sequence[str]) -> Learning:
         counted = json.loads((run / "environment.json").read_text(encoding="utf-8"))["train_photos"]
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         settings = recipe["distill"] if "distill" in recipe else recipe["train"]
-        has_teacher = recipe.get("objective", {}).get("method", "ce") != "ce"
         return Learning(
             tuple(rows),
             train_photos={name: int(counted[name]) for name in classes},
             from_scratch=not (settings["pretrained"] or settings.get("weights")),
             val_photos=len(read_split(run / "splits.json").val) or None,
-            labelled_alone=has_teacher and not recipe.get("data", {}).get("unlabelled"),
+            could_use_unlabelled=_could_use_unlabelled(recipe, settings),
         )
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
         return Learning()
+
+
+def _could_use_unlabelled(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a run has a teacher, a method and settings that take photos without labels, but has none of these."""
+    method = recipe.get("objective", {}).get("method", "ce")
+    mixes = settings.get("mixup") or settings.get("cutmix")
+    return method not in ("ce", "dkd") and not mixes and not recipe.get("data", {}).get("unlabelled")
 
 
 @dataclass(frozen=True)
@@ -223,9 +230,10 @@ def _photos_advice(found: Findings) -> list[str]:
 
 
 def _unlabelled_advice(learning: Learning) -> list[str]:
-    if not learning.labelled_alone or min((learning.train_photos or {}).values(), default=FEW_LABELS) >= FEW_LABELS:
+    counts = learning.train_photos or {}
+    if not learning.could_use_unlabelled or sum(counts.values()) >= FEW_LABELS * len(counts):
         return []
-    return ["Let the teacher name more photos of the same kind, which need no labels: --unlabelled DIR."]
+    return ["Add photos of the same kind without labels, from which the teacher teaches as well: --unlabelled DIR."]
 
 
 def _aim(photos: int) -> str:

@@ -13,8 +13,6 @@ from pathlib import Path
 from agridistill.errors import DataError, RunError
 from agridistill.storage import replacing, require_writable, write_text
 
-TABLE_HEADER = "image,label"
-
 
 def write_class_folders(root: Path, labels: Mapping[str, str], into: Path, without: Iterable[str] = ()) -> int:
     """Copies photos into one folder for each class, named by their paths, with "__" for each slash.
@@ -85,15 +83,21 @@ def _name_of(photo: str) -> str:
     return photo.replace("/", "__")
 
 
-def write_label_table(labels: Mapping[str, str], table: Path) -> None:
-    """Writes a CSV with the columns image and label, which `train --labels` reads.
+def table_header(splits: Mapping[str, str]) -> str:
+    """Returns the first line of a table of labels; `splits` is that of `write_label_table`."""
+    return "image,label,split\n" if splits else "image,label\n"
+
+
+def write_label_table(labels: Mapping[str, str], table: Path, splits: Mapping[str, str]) -> None:
+    """Writes a CSV with the columns image, label and (with splits) split, which `train --labels` reads.
 
     Args:
         labels: photo, relative to the data folder -> class.
         table: the file; an existing one is replaced.
+        splits: photo -> its present split, such as "test"; empty if there is none.
     """
     text = io.StringIO(newline="")
+    text.write(table_header(splits))
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(TABLE_HEADER.split(","))
-    writer.writerows(sorted(labels.items()))
+    writer.writerows((*row, *((splits[row[0]],) if splits else ())) for row in sorted(labels.items()))
     write_text(table, text.getvalue())

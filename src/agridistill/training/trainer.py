@@ -78,7 +78,7 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
 class TimelyCheckpoint(ModelCheckpoint):
     """Saves a checkpoint after the first epoch, after the last one, and in between at most every 10 s.
 
-    With few photos an epoch takes less than a second, of which a checkpoint of 50 MB would take a fifth.
+    With few photos, an epoch takes about a second, and writing 50 MB after each would take much of it.
     """
 
     _due_s = 0.0

@@ -215,15 +215,23 @@ def test_an_absent_server_is_waited_for(kept: KeptPhotos, caplog: pytest.LogCapt
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"\n<!DOCTYPE HTML><title>Welcome to the camp site</title>",
+        b'<?xml version="1.0"?>\n<!-- portal -->\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">',
+        b"<meta http-equiv=refresh content='0; url=/login'>",
+    ],
+)
 def test_the_page_of_a_networks_login_is_no_success(
-    kept: KeptPhotos, server: Server, caplog: pytest.LogCaptureFixture
+    kept: KeptPhotos, server: Server, page: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = lambda method, path: 200
-    server.body = b"\n<!DOCTYPE HTML><title>Welcome to the camp site</title>"
+    server.body = page
     with uploading(kept, server.address):
         wait_for(lambda: len(server.asked) > 2, 10, "another try")
         assert kept.counts().waiting == {"photo": 2}
-        assert "a web page, as of a network's login" in caplog.text
+        assert "a web page instead of an answer: log in to the network" in caplog.text
         server.body = b"taken"
         wait_for(lambda: kept.counts().waiting == {"photo": 0}, 10, "the uploads")
 

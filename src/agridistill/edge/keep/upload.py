@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 # A mobile network with a poor signal transfers 10 kB in a second.
 _ANSWER_S, _SLOWEST_BYTES_A_S = 30.0, 10_000
 # A network with a login page answers in place of the server until someone logs in.
-_OK, _PAGE, _PAGE_BYTES = 200, re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.I), 512
+_OK, _PAGE_BYTES = 200, 4096
+_BEFORE_PAGE = rb"(\xef\xbb\xbf|\s|<\?[^>]*>|<!--.{,500}?-->){,20}"
+_PAGE = re.compile(_BEFORE_PAGE + rb"<(!doctype\s+html|html|head|body|meta|title|script)\b", re.I | re.S)
 _LOGIN, _NO_FOLDER, _OF_THE_PHOTO = (401, 403), (404, 409), (400, 413, 415, 422)
 _REMEDIES = {
     401: "check user, password_file and token_file in [keep]",
@@ -113,7 +115,9 @@ class Upload:
                     first = answer.history[0].status_code
                     raise DeliveryError(f"HTTP status {first}, a redirect that drops the photo: check upload in [keep]")
                 if answer.status_code == _OK and _PAGE.match(next(answer.iter_bytes(_PAGE_BYTES), b"")):
-                    raise DeliveryError("a web page, as of a network's login, which is no answer to a PUT")
+                    raise DeliveryError(
+                        "a web page instead of an answer: log in to the network, or check upload in [keep]"
+                    )
                 return answer.status_code
         except HttpError as error:
             if error.status is None:
