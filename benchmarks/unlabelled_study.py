@@ -44,9 +44,14 @@ UNLABELLED, TEST, SESSION = 120, 80, re.compile(r".*___(.*?)[ _.]*\d")
 EPOCHS = 4  # over the photos without labels, unless --epochs says otherwise; all arms have as many steps
 SCRATCH = "scratch-"  # what an arm begins with whose student starts from random weights
 MAIN = ("ce", "hybrid", "hybrid-unlabelled")
-# Arms with another least share of labelled photos in an epoch than the default, and nearly as many steps.
-SHARES = {"hybrid-unlabelled-10": 0.1, "hybrid-unlabelled-50": 0.5}
-ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN), *SHARES)
+# `hybrid-unlabelled` with one change: the least share of labelled photos (with nearly as many steps), the temperature.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "hybrid-unlabelled-10": {"data.labelled_share": 0.1},
+    "hybrid-unlabelled-50": {"data.labelled_share": 0.5},
+    "hybrid-unlabelled-t1": {"objective.temperature": 1.0},
+    "hybrid-unlabelled-t2": {"objective.temperature": 2.0},
+}
+ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN), *VARIANTS)
 # (first, second): the difference first - second is reported.
 PAIRS = (
     ("hybrid-unlabelled", "hybrid"),
@@ -229,17 +234,17 @@ def one(
     if "pseudo" in arms:
         found["pseudo_labels_right"] = add_pseudo_labels(folder)
     for arm in arms:
-        share, kind = SHARES.get(arm), "hybrid-unlabelled" if arm in SHARES else arm
-        is_large = kind == "pseudo" or kind.endswith("-unlabelled")
+        extra = dict(VARIANTS.get(arm, {}))
+        form, share = "hybrid-unlabelled" if arm in VARIANTS else arm, extra.get("data.labelled_share")
+        is_large = form == "pseudo" or form.endswith("-unlabelled")
         used = counts["train"] * repeats_for(counts["train"], counts["unlabelled"], share) + counts["unlabelled"]
         steps = used // BATCH if is_large else few  # in an epoch
         epochs = round(many_epochs * many / steps)
-        # As many views of a labelled photo in all arms but those of `SHARES`.
+        # As many views of a labelled photo in all arms but those of another share.
         views = min(epochs, MAX_VIEWS) if is_large else min(many_epochs, MAX_VIEWS) * repeats
-        method = "ce" if arm == "pseudo" else kind.removeprefix(SCRATCH).removesuffix("-unlabelled")
+        method = "ce" if arm == "pseudo" else form.removeprefix(SCRATCH).removesuffix("-unlabelled")
         run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
-        extra: dict[str, Any] = {"data.labelled_share": share} if share else {}
-        if kind.endswith("-unlabelled"):
+        if form.endswith("-unlabelled"):
             extra["data.unlabelled"] = str(folder / "unlabelled")
         result = distill(
             folder / ("pseudo" if arm == "pseudo" else "photos"),
