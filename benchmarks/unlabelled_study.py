@@ -51,7 +51,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "hybrid-unlabelled-t1": {"objective.temperature": 1.0},
     "hybrid-unlabelled-t2": {"objective.temperature": 2.0},
 }
-ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", *(f"{SCRATCH}{arm}" for arm in MAIN), *VARIANTS)
+# `pseudo` by `hybrid` in place of `ce`: the teacher's class is the label of a photo without one, at half of the weight.
+PSEUDO_HYBRID = {"objective.w_ce": 0.5, "objective.w_kd": 0.5}
+ARMS = (*MAIN, "kd", "kd-unlabelled", "pseudo", "pseudo-hybrid", *(f"{SCRATCH}{arm}" for arm in MAIN), *VARIANTS)
 # (first, second): the difference first - second is reported.
 PAIRS = (
     ("hybrid-unlabelled", "hybrid"),
@@ -231,23 +233,24 @@ def one(
     few, many = counts["train"] // BATCH, (counts["train"] * repeats + counts["unlabelled"]) // BATCH
     found: dict[str, Any] = {"fold": test_fold, "photos": counts, "teacher": known.evaluation.accuracy}
     found |= {"accuracy": {}, "train_s": {}, "steps": {}}
-    if "pseudo" in arms:
+    if {"pseudo", "pseudo-hybrid"} & set(arms):
         found["pseudo_labels_right"] = add_pseudo_labels(folder)
     for arm in arms:
-        extra = dict(VARIANTS.get(arm, {}))
+        is_pseudo = arm.startswith("pseudo")
+        extra = dict(PSEUDO_HYBRID if arm == "pseudo-hybrid" else VARIANTS.get(arm, {}))
         form, share = "hybrid-unlabelled" if arm in VARIANTS else arm, extra.get("data.labelled_share")
-        is_large = form == "pseudo" or form.endswith("-unlabelled")
+        is_large = is_pseudo or form.endswith("-unlabelled")
         used = counts["train"] * repeats_for(counts["train"], counts["unlabelled"], share) + counts["unlabelled"]
         steps = used // BATCH if is_large else few  # in an epoch
         epochs = round(many_epochs * many / steps)
         # As many views of a labelled photo in all arms but those of another share.
         views = min(epochs, MAX_VIEWS) if is_large else min(many_epochs, MAX_VIEWS) * repeats
-        method = "ce" if arm == "pseudo" else form.removeprefix(SCRATCH).removesuffix("-unlabelled")
+        method = form.removeprefix("pseudo-").removeprefix(SCRATCH).removesuffix("-unlabelled").replace("pseudo", "ce")
         run = folder / (arm if many_epochs == EPOCHS else f"{arm}-{many_epochs}")
         if form.endswith("-unlabelled"):
             extra["data.unlabelled"] = str(folder / "unlabelled")
         result = distill(
-            folder / ("pseudo" if arm == "pseudo" else "photos"),
+            folder / ("pseudo" if is_pseudo else "photos"),
             None if method == "ce" else teacher,
             run,
             RANDOM_START if arm.startswith(SCRATCH) else RECIPE,
