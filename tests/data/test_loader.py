@@ -21,9 +21,10 @@ from agridistill.data.loader import (
     ViewKey,
     ViewSampler,
     collate,
+    collate_two_sizes,
     whole_photos,
 )
-from agridistill.data.views import Augmentation, view_seed
+from agridistill.data.views import Augmentation, render_view, view_seed
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import read_photo, to_pixels
 
@@ -44,7 +45,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(leaves: Path) -> None:
     shared = epoch(module(leaves, 2).train_dataloader(), 1)
     assert len(alone) == len(shared) == 5
     for one, other in zip(alone, shared, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
 
 
 def test_epochs_differ_in_order_and_views_and_repeat_exactly(leaves: Path) -> None:
@@ -53,6 +54,31 @@ def test_epochs_differ_in_order_and_views_and_repeat_exactly(leaves: Path) -> No
     assert not torch.equal(first[0].position, second[0].position)
     assert set(first[0].seed.tolist()).isdisjoint(second[0].seed.tolist())
     assert torch.equal(first[0].pixels, again[0].pixels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_teacher_gets_each_view_drawn_in_its_own_size(leaves: Path, workers: int) -> None:
+    data = module(leaves, workers)
+    plain = epoch(data.train_dataloader(), 1)
+    data.viewing = replace(data.viewing, teacher_size=48)
+    for alone, batch in zip(plain, epoch(data.train_dataloader(), 1), strict=True):
+        assert torch.equal(alone.pixels, batch.pixels)
+        assert torch.equal(alone.seed, batch.seed)
+        assert batch.teacher_pixels is not None
+        for position, seed, pixels in zip(batch.position, batch.seed, batch.teacher_pixels, strict=True):
+            photo = read_photo(leaves / data.viewing.samples[position].path)
+            view = render_view(photo, int(seed), data.viewing.augmentation, Preprocessing(48))
+            assert np.array_equal(pixels.permute(1, 2, 0), view)
+
+
+def test_a_view_shows_the_same_part_of_a_photo_in_every_size() -> None:
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).resize((300, 360), Image.Resampling.BICUBIC)
+    corrupted = Augmentation(min_size=0.4, blur=0.02, jpeg=60)
+    for seed in range(20):
+        small, large = (render_view(photo, seed, corrupted, Preprocessing(size)) for size in (64, 192))
+        reduced = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX), np.float64)
+        assert np.abs(reduced - small).mean() < 20  # of 255; two different views differ by 49 or more
 
 
 def test_validation_shows_each_photo_once_and_as_it_is(leaves: Path) -> None:
@@ -144,6 +170,7 @@ def test_a_photo_that_goes_bad_during_a_run_is_named_and_left_out(
 
 def test_a_batch_without_any_readable_photo_is_none() -> None:
     assert collate([None, None]) is None
+    assert collate_two_sizes([(None, None), (None, None)]) is None
 
 
 class TestBalance:

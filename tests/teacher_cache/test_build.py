@@ -76,22 +76,29 @@ def cache_of(teacher: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "image_size"),
     [
-        ObjectiveSettings(method="hybrid", pairs=(PairSettings(16, 16), PairSettings(32, 16))),
+        (ObjectiveSettings(method="hybrid", pairs=(PairSettings(16, 16), PairSettings(32, 16))), 64),
+        (ObjectiveSettings(method="hybrid"), 48),  # the teacher has 64 px
         pytest.param(
             ObjectiveSettings(method="hybrid", attention="window", alignment="learned", distance="kl"),
+            64,
             marks=pytest.mark.slow,
         ),
-        pytest.param(ObjectiveSettings(method="kd"), marks=pytest.mark.slow),
+        pytest.param(ObjectiveSettings(method="kd"), 64, marks=pytest.mark.slow),
     ],
-    ids=["activation", "window", "kd"],
+    ids=["activation", "another size", "window", "kd"],
 )
 def test_every_step_loses_what_it_loses_under_the_live_teacher(
-    leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]], objective: ObjectiveSettings
+    leaves: Path,
+    teacher: Path,
+    tmp_path: Path,
+    losses: list[dict[str, float]],
+    objective: ObjectiveSettings,
+    image_size: int,
 ) -> None:
     # At the usual learning rate, where training from random weights multiplies whatever differs.
-    config = replace(CONFIG, objective=objective)
+    config = replace(CONFIG, objective=objective, data=replace(CONFIG.data, image_size=image_size))
     distill(leaves, teacher, tmp_path / "live", config, cache=False)
     live = losses.copy()
     losses.clear()
@@ -162,7 +169,6 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
         ({"seed": 7}, {}, {}, "views: "),
         ({"samples": SAMPLES[:1]}, {}, {}, "photos: "),
         ({"samples": SAMPLES[::-1]}, {}, {}, "photos: "),
-        ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size: 64 in the cache, 96 in this run"),
         (
             {"preprocessing": Preprocessing(64, "stretch")},
             {},
@@ -209,6 +215,15 @@ def test_another_version_of_ours_changes_the_key(name: str, monkeypatch: pytest.
     key = cache_key(VIEWING, MANIFEST, **ATTENTION)
     monkeypatch.setattr(store, name, 99)
     assert len(differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))) == 1
+
+
+def test_students_of_every_image_size_share_a_cache(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    records = []
+    for size in (64, 48):
+        distill(leaves, teacher, tmp_path / str(size), replace(one, data=replace(one.data, image_size=size)))
+        records.append((cache_of(teacher) / "records.bin").read_bytes())
+    assert records[0] == records[1]
 
 
 def test_neither_the_number_of_views_nor_the_way_a_number_is_written_changes_the_key() -> None:

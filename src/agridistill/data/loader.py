@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     position: Tensor  # `(B,)` int64, number of each photo in its split
     view: Tensor  # `(B,)` int64, number of each view among the views of its photo; -1 for an unchanged photo
     seed: Tensor  # `(B,)` int64, seed of each view; -1 for an unchanged photo
+    teacher_pixels: Tensor | None = None  # the same views in the teacher's image size; None if it is the student's
 
 
 class ViewKey(NamedTuple):
@@ -106,9 +107,25 @@ class PhotoDataset(Dataset[Item | None]):
         return render_view(self._photos[folder].read(path), seed, augmentation, self.preprocessing)
 
 
+class TwoSizes(Dataset[tuple[Item | None, Item | None]]):
+    """A map-style data set of each view in two image sizes, for student and teacher; see `collate_two_sizes`."""
+
+    def __init__(self, student: PhotoDataset, teacher: PhotoDataset) -> None:
+        self.student, self.teacher = student, teacher
+
+    def __len__(self) -> int:
+        return len(self.student)
+
+    def __getitem__(self, key: ViewKey) -> tuple[Item | None, Item | None]:
+        """Returns the items of both data sets; both None if the photo can no longer be read."""
+        student = self.student[key]
+        teacher = self.teacher[key] if student is not None else None
+        return (student, teacher) if teacher is not None else (None, None)
+
+
 @dataclass(frozen=True)
 class Viewing:
-    """The training photos and the settings of their views, so that student and teacher get the same pixels."""
+    """The training photos and the settings of their views, so that student and teacher get the same views."""
 
     root: Path  # the data folder
     samples: Sequence[Sample]
@@ -124,6 +141,7 @@ class Viewing:
     seed: int = DISTILLATION_VIEWS  # seed of all views
     unlabelled_root: Path | None = None  # folder of the photos without labels; None if there are none
     repeats: int = 1  # how often `samples` contains each photo with a label, each time with other views
+    teacher_size: int | None = None  # each view is also drawn in this image size, for a teacher that runs in every step
 
     @cached_property
     def labelled(self) -> int:
@@ -146,6 +164,16 @@ class Viewing:
             self.augmentation,
             keep_views=self.keep_views,
             unlabelled_root=self.unlabelled_root,
+        )
+
+    def in_size(self, image_size: int) -> Viewing:
+        """Returns a copy whose views have another image size, and are not cached if it differs."""
+        same = image_size == self.preprocessing.image_size
+        return replace(
+            self,
+            preprocessing=replace(self.preprocessing, image_size=image_size),
+            keep_views=self.keep_views and same,
+            teacher_size=None,
         )
 
     def with_labels(self) -> Viewing:
@@ -254,6 +282,12 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
     return Batch(stacked, torch.tensor(labels), *(torch.tensor(column) for column in zip(*keys, strict=True)))
 
 
+def collate_two_sizes(items: Sequence[tuple[Item | None, Item | None]]) -> Batch | None:
+    """Stacks items of `TwoSizes` into a batch with `teacher_pixels`; None if no photo can be read."""
+    student, teacher = (collate(each) for each in zip(*items, strict=True))
+    return student._replace(teacher_pixels=teacher.pixels) if student is not None and teacher is not None else None
+
+
 def default_workers(accelerator: str, devices: int = 1) -> int:
     """Returns the number of loader processes for each of `devices` processes: 1 to 12 for a GPU, 1 or 2 for "cpu"."""
     cores = (os.cpu_count() or 1) // devices
@@ -299,7 +333,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         """Number of training steps in one epoch, at least 1."""
         return max(1, len(self.viewing.samples) // self.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Item | None]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Returns the loader of the training photos, as views in the order of `ViewSampler`."""
         rank, world = self._rank_and_world()
         sampler = ViewSampler(
@@ -309,9 +343,12 @@ class PhotoDataModule(lightning.LightningDataModule):
             # Lightning starts to load photos before it calls set_epoch; after a resume the epoch is not 0.
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
-        return self._loader(self.viewing.dataset(), sampler, self.workers, keep_workers=True)
+        dataset: Dataset[Any] = self.viewing.dataset()
+        if self.viewing.teacher_size is not None:
+            dataset = TwoSizes(self.viewing.dataset(), self.viewing.in_size(self.viewing.teacher_size).dataset())
+        return self._loader(dataset, sampler, self.workers, keep_workers=True)
 
-    def val_dataloader(self) -> DataLoader[Item | None]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Returns the loader of the unchanged validation photos; with several processes, of this process's share."""
         rank, world = self._rank_and_world()
         dataset = PhotoDataset(self.viewing.root, self.val, self.viewing.preprocessing, None)
@@ -324,15 +361,13 @@ class PhotoDataModule(lightning.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(
-        self, dataset: PhotoDataset, sampler: Any, workers: int, *, keep_workers: bool
-    ) -> DataLoader[Item | None]:
+    def _loader(self, dataset: Dataset[Any], sampler: Any, workers: int, *, keep_workers: bool) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size // self._rank_and_world()[1],
             sampler=sampler,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=collate_two_sizes if isinstance(dataset, TwoSizes) else collate,
             worker_init_fn=_yield_to_training,
             persistent_workers=workers > 0 and keep_workers,
             pin_memory=torch.cuda.is_available(),

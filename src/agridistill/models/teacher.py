@@ -163,6 +163,7 @@ class LiveTeacher:
     def outputs(self, pixels: Tensor) -> TeacherOutputs:
         """Returns the teacher's outputs for photos `(B, 3, H, W)` uint8; with `per_head`, M is the number of heads.
 
+        Photos of another size than the teacher's are resampled, which costs accuracy; better draw them in its size.
         The outputs for a photo do not depend on the other photos of the batch; on CPUs they are bit-identical.
         """
         parts = [self._forward(_padded(part).float()) for part in torch.split(pixels, _BATCH_SIZE)]
@@ -177,7 +178,7 @@ class LiveTeacher:
     def _forward(self, pixels: Tensor) -> TeacherOutputs:
         size = self.preprocessing.image_size
         if pixels.shape[-2:] != (size, size):
-            # The student may train at another image size; the teacher gets the same view in its own size.
+            # Only photos that mixup or CutMix has changed: other views are drawn in the teacher's image size.
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))

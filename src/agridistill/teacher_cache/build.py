@@ -130,7 +130,7 @@ class UncachedTeacher:
 
     def outputs(self, batch: Batch) -> TeacherOutputs:
         """Computes the teacher's outputs for a batch, rounded to float16; raises the errors of `to_float16`."""
-        live = self._live.outputs(batch.pixels)
+        live = self._live.outputs(batch.pixels if batch.teacher_pixels is None else batch.teacher_pixels)
         logits, maps = to_float16(live.logits, live.maps)
         return TeacherOutputs(logits.float(), {stride: map_.float() for stride, map_ in maps.items()}, live.features)
 
@@ -285,7 +285,7 @@ class CachedTeacher:
         self._live = None
         projections = read_projections(self.folder / PROJECTION, self.layout.features) if self.layout.features else {}
         batches = ([viewing.key(block.view, photo) for photo in part] for block in own for part in _batches(block))
-        loader = self._loader(batches, workers)
+        loader = self._loader(teacher, batches, workers)
         done, share = 0, sum(block.stop - block.start for block in own)
         for block in own:
             records = self.layout.blank_records(block.stop - block.start)
@@ -314,10 +314,9 @@ class CachedTeacher:
             return
         photos = np.linspace(0, len(viewing.samples) - 1, min(FIT_PHOTOS, len(viewing.samples)), dtype=np.int64)
         keys = [viewing.key(0, photo) for photo in photos.tolist()]
-        loader = self._loader(
-            [keys[start : start + _BUILD_BATCH] for start in range(0, len(keys), _BUILD_BATCH)], workers
-        )
+        batches = [keys[start : start + _BUILD_BATCH] for start in range(0, len(keys), _BUILD_BATCH)]
         teacher = self._live = self._teacher()
+        loader = self._loader(teacher, batches, workers)
         outputs = (teacher.outputs(batch.pixels.to(self._device)) for batch in loader if batch is not None)
         checked = (each.features for each in outputs if to_float16(each.logits, each.maps))
         write_projections(path, fit_projections(checked, self.feature_counts()))
@@ -327,8 +326,9 @@ class CachedTeacher:
         teacher.to(self._device)
         return teacher
 
-    def _loader(self, batches: Iterable[list[ViewKey]], workers: int) -> Iterator[Batch | None]:
-        dataset = self.viewing.dataset()
+    def _loader(self, teacher: LiveTeacher, batches: Iterable[list[ViewKey]], workers: int) -> Iterator[Batch | None]:
+        # A view enlarged to the teacher's image size has lost detail: the teacher would be wrong more often.
+        dataset = self.viewing.in_size(teacher.preprocessing.image_size).dataset()
         return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:

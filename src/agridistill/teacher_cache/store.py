@@ -71,7 +71,8 @@ def cache_key(
     """Returns the key of a cache: everything that determines the teacher's outputs; equal keys mean the same outputs.
 
     Args:
-        viewing: the training photos and their views (augmented versions).
+        viewing: the training photos and their views (augmented versions). The student's image size does not matter,
+            because the views are drawn in the teacher's.
         teacher: manifest of the teacher's run.
         strides: strides of the teacher's stages whose attention maps are stored, in input pixels.
         kind: how attention maps are computed; see `LiveTeacher`.
@@ -87,7 +88,6 @@ def cache_key(
         **{f"teacher {name}": str(value) for name, value in asdict(teacher.preprocessing).items()},
         "teacher precision": str(teacher.lineage.get("precision")),
         "photos": photos.hexdigest(),
-        "data.image_size": viewing.preprocessing.image_size,
         "data.resize": viewing.preprocessing.resize,
         **{f"augmentation.{name}": value for name, value in plain_settings(viewing.augmentation).items()},
         "views": f"version {VIEWS_VERSION}, seed {viewing.seed}",

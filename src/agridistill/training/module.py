@@ -110,8 +110,12 @@ class DistillationModule(lightning.LightningModule):
         """
         if batch is None:
             return None
-        pixels, target = (values.to(device, non_blocking=True) for values in (batch.pixels, batch.target))
-        return batch._replace(pixels=pixels, target=target)
+        moved = {
+            name: values.to(device, non_blocking=True)
+            for name, values in batch._asdict().items()
+            if name in ("pixels", "target", "teacher_pixels") and values is not None
+        }
+        return batch._replace(**moved)
 
     def on_train_epoch_start(self) -> None:
         """Clears the set of loss terms that the previous epoch computed."""

@@ -87,7 +87,17 @@ class RunPlan:
             seed=DISTILLATION_VIEWS if student else self.fit.seed,
             unlabelled_root=others.root if others else None,
             repeats=repeats,
+            teacher_size=self._live_teacher_size,
         )
+
+    @property
+    def _live_teacher_size(self) -> int | None:
+        """The image size of a teacher that runs in every step, if the views must be drawn in it as well."""
+        # Mixed photos are drawn in the student's size only, and enlarged: CutMix would cut other parts in another size.
+        if self.teacher is None or self.caches is not None or self.fit.mixup or self.fit.cutmix:
+            return None
+        size = read_manifest(self.teacher.manifest).preprocessing.image_size
+        return size if size != self.config.data.image_size else None
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -84,7 +84,7 @@ class FitSettings:
             saved in place of the weights. The first steps have a smaller decay, so that the average forgets the start.
         mixup: alpha of the Beta distribution by which two photos and their labels are blended (Zhang et al. 2018, arXiv
             1710.09412); 0 for none. With `cutmix`, each batch gets one of the two. For teachers: small students lose
-            accuracy by it (GhostNetV3, arXiv 2404.11202).
+            accuracy by it (GhostNetV3, arXiv 2404.11202), and a teacher with another image size gets enlarged photos.
         cutmix: alpha of the Beta distribution for the size of a box that is replaced by the same box of another photo
             (Yun et al. 2019, arXiv 1905.04899); 0 for none.
         start_size: image size of the first steps, in pixels. It grows to `data.image_size` over the first 60 % of the
