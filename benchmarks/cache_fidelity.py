@@ -48,7 +48,10 @@ def rounding(photos: Path, teacher: Path, config: DistillConfig, out: Path) -> d
     def both(self: DistillationObjective, *positional: Any, **named: Any) -> dict[str, Tensor]:
         cached: dict[str, Tensor] = forward(self, *positional, **named)
         if batches and torch.is_grad_enabled():
-            logits, maps, _ = live.outputs(batches[0].pixels)
+            pixels = batches[0].pixels
+            if pixels.shape[-1] != live.preprocessing.image_size:
+                raise SystemExit("expected a teacher with the student's image size; got another; its views differ")
+            logits, maps, _ = live.outputs(pixels)
             with torch.no_grad():
                 alive = forward(self, *positional, **{**named, "teacher_logits": logits, "teacher_maps": maps})
             for name, value in cached.items():

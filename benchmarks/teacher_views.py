@@ -2,9 +2,9 @@
 
     python benchmarks/teacher_views.py TEACHER PHOTOS 128 --out docs/results/teacher-views.json
 
-A student's view is a crop of its own image size, which the teacher gets enlarged. Here the same crops (`render_view`
-with the same seed) are also drawn in the teacher's size. PHOTOS is a folder of class folders that the teacher has not
-learnt from; every fourth photo is used.
+A student's view is a crop of its own image size, which teachers got enlarged until views were drawn for each of them.
+Here the same crops (`render_view` with the same seed) are drawn in both sizes. PHOTOS is a folder of class folders that
+the teacher has not learnt from; every fourth photo is used.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def enlarged(views: torch.Tensor, size: int) -> torch.Tensor:
-    """Views `(B, H, W, 3)` uint8 as `(B, 3, size, size)` float32, enlarged as a teacher gets them."""
+    """Views `(B, H, W, 3)` uint8 as `(B, 3, size, size)` float32, enlarged as teachers got them."""
     pixels = views.permute(0, 3, 1, 2).float()
     if pixels.shape[-1] == size:
         return pixels

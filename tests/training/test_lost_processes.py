@@ -24,6 +24,7 @@ import os
 from pathlib import Path
 
 from agridistill.cli.main import main
+from agridistill.data import loader
 from agridistill.errors import RunError
 from agridistill.teacher_cache import build
 from agridistill.training import module
@@ -43,11 +44,17 @@ def unreadable(self, batch, number, step=module.DistillationModule.validation_st
     step(self, None, number)
 
 
+def no_view(self, key, read=loader.PhotoDataset.__getitem__):
+    return None if self.augmentation is not None else read(self, key)
+
+
 if rank == os.environ["FAIL_RANK"]:
     if os.environ["FAIL_AT"] == "write":
         build.TeacherCache.write = full
     elif os.environ["FAIL_AT"] == "open":
         build.CachedTeacher._open = full
+    elif os.environ["FAIL_AT"] == "photos":
+        loader.PhotoDataset.__getitem__ = no_view
     elif os.environ["FAIL_AT"] == "validation":
         module.DistillationModule.validation_step = unreadable
     else:
@@ -103,6 +110,14 @@ def test_a_process_that_vanishes_is_reported_in_one_line(leaves: Path, teacher_r
     assert not [line for line in lines if "Traceback" in line]
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert "expected all processes of this run to work until its end; got a lost connection to a process" in error
+
+
+def test_a_process_without_a_readable_training_photo_ends_both(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    code, lines, codes = run(leaves, teacher_run, tmp_path, 1, "photos")
+    assert code == 2, lines
+    assert codes["1"] == "2"
+    assert not [line for line in lines if "Traceback" in line]
+    assert "expected a readable photo in the batch of every process; got a batch without one" in "".join(lines)
 
 
 def test_a_process_without_a_readable_validation_photo_keeps_step(

@@ -125,7 +125,10 @@ class TwoSizes(Dataset[tuple[Item | None, Item | None]]):
 
 @dataclass(frozen=True)
 class Viewing:
-    """The training photos and the settings of their views, so that student and teacher get the same views."""
+    """The training photos and the settings of their views, so that student and teacher get the same views.
+
+    In two image sizes a view shows the same crop, place and colours. Noise and JPEG compression are those of its size.
+    """
 
     root: Path  # the data folder
     samples: Sequence[Sample]

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         ModelError: a tensor does not fit the model, or is missing; the model is unchanged.
     """
     own = model.state_dict()
-    named, file_names = _in_timm_names(tensors, model)
+    named, file_names = _in_timm_names(tensors, model, own.keys())
     head: tuple[str, ...] = ()
     if allow_other_head:
         names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
@@ -316,9 +316,14 @@ _MOBILENET_ORDER = (
 )
 
 
-def _in_timm_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors by timm's name, and each tensor's name in the file, for errors. Unknown names are kept."""
-    foreign = [key for key in tensors if key not in model.state_dict()]
+def _in_timm_names(
+    tensors: Mapping[str, Tensor], model: nn.Module, own: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors by timm's name, and each tensor's name in the file, for errors. Unknown names are kept.
+
+    `own` has the names of the model's tensors.
+    """
+    foreign = [key for key in tensors if key not in own]
     if any(re.fullmatch(_SWIN_MARK, key) for key in foreign):
         return _stacked(tensors, {key: _swin_name(key) for key in tensors})
     if not any(re.fullmatch(_MOBILENET_MARK, key) for key in foreign):

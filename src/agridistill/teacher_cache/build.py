@@ -200,10 +200,11 @@ class CachedTeacher:
         """
         if self._cache is None:
             raise RunError("an open teacher cache", "a closed teacher cache", "call prepare() before the training")
-        photos, views = batch.position.numpy(), batch.view.numpy()
+        # DDP moves every tensor of a batch to the GPU, also those that the module has left on the processor.
+        photos, views, seeds = (values.cpu().numpy() for values in (batch.position, batch.view, batch.seed))
         records = self._cache.read(photos, views)
         # The key cannot guarantee this: compare the seeds, so that student and teacher see the same views.
-        wrong = (records["seed"] != batch.seed.numpy()) | ~np.isfinite(records["logits"]).all(axis=1)
+        wrong = (records["seed"] != seeds) | ~np.isfinite(records["logits"]).all(axis=1)
         if wrong.any():
             self._cache.forget(photos[wrong], views[wrong])
             path = self.viewing.samples[photos[wrong][0]].path

@@ -110,7 +110,10 @@ def digest_of(key: Key) -> str:
 def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
     """Returns a text such as "views: 8 in the cache, 16 in this run" for each entry in which two keys differ."""
     differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
-    texts = [f"{part}: {stored.get(part)} in the cache, {current.get(part)} in this run" for part in differing]
+    texts = [
+        f"{part}: {stored.get(part, 'absent')} in the cache, {current.get(part, 'absent')} in this run"
+        for part in differing
+    ]
     return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
 
 

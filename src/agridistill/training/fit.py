@@ -214,7 +214,8 @@ def _described(others: UnlabelledPhotos) -> dict[str, Any]:
 def _warn_about_kept_views(plan: RunPlan) -> None:
     """Warns if --keep-views will not help, because views do not repeat or the disk has too little space."""
     viewing, epochs = plan.viewing, plan.fit.epochs
-    cached = plan.caches is not None  # a teacher's cache sees every view as well
+    # The cache of a teacher with the same image size reads every view as well.
+    cached = plan.caches is not None and plan.teacher_size == plan.config.data.image_size
     if not cached and viewing.views >= epochs:
         logger.warning(
             "--keep-views speeds up only later runs, because every epoch of this run uses new views (views = %d, "

@@ -107,8 +107,14 @@ class DistillationModule(lightning.LightningModule):
         """Moves pixels and labels to the device.
 
         The numbers of photos and views stay on the CPU, where the teacher's cache is read.
+
+        Raises:
+            RunError: in a run of several processes, a training batch has no readable photo (None). Lightning skips such
+                a step in one process, while the others would wait for its gradients.
         """
         if batch is None:
+            if self.training and self.trainer.world_size > 1:
+                raise _unreadable("a readable photo in the batch of every process", "a batch without one")
             return None
         moved = {
             name: values.to(device, non_blocking=True)
@@ -121,7 +127,7 @@ class DistillationModule(lightning.LightningModule):
         """Clears the set of loss terms that the previous epoch computed."""
         self.terms = set()
 
-    def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the random numbers of this step, and resets the optimizer after the first stage.
 
         The seed depends on the step, so that a resumed run draws the same numbers as an uninterrupted one. A seed for
@@ -136,20 +142,13 @@ class DistillationModule(lightning.LightningModule):
         state = np.random.SeedSequence((self.fit.seed, self.global_step, self.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
-    def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of one step, and logs every loss term as "train/NAME".
 
-        A batch without any readable photo (None) is skipped in a run of one process.
-
         Raises:
-            RunError: the loss is NaN or infinite, or in a run of several processes a batch has no readable photo.
+            RunError: the loss is NaN or infinite.
         """
         distributed = self.trainer.world_size > 1
-        if batch is None:
-            if distributed:
-                # The other processes wait for this one's gradients.
-                raise _unreadable("a readable photo in the batch of every process", "a batch without one")
-            return None
         terms = self.loss_terms(self._mixed(batch), self.progress)
         if not torch.isfinite(terms["total"]):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())

@@ -94,10 +94,13 @@ class RunPlan:
     def _live_teacher_size(self) -> int | None:
         """The image size of a teacher that runs in every step, if the views must be drawn in it as well."""
         # Mixed photos are drawn in the student's size only, and enlarged: CutMix would cut other parts in another size.
-        if self.teacher is None or self.caches is not None or self.fit.mixup or self.fit.cutmix:
-            return None
-        size = read_manifest(self.teacher.manifest).preprocessing.image_size
-        return size if size != self.config.data.image_size else None
+        enlarged = self.teacher_size == self.config.data.image_size or self.fit.mixup or self.fit.cutmix
+        return None if self.caches is not None or enlarged else self.teacher_size
+
+    @property
+    def teacher_size(self) -> int | None:
+        """The image size of the teacher; None without a teacher."""
+        return read_manifest(self.teacher.manifest).preprocessing.image_size if self.teacher else None
 
     @property
     def preprocessing(self) -> Preprocessing:

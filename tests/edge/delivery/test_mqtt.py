@@ -38,10 +38,8 @@ def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(
         f"agridistill/pi_1-1de505/detections/plot{number}" for number in range(3)
     }
     assert outbox.counts().delivered == 300
-    assert [payload for topic, payload in receiver.got if topic == "agridistill/pi_1-1de505/status"] == [
-        b"online",
-        b"offline",
-    ]
+    status = "agridistill/pi_1-1de505/status"
+    wait_for(lambda: [payload for topic, payload in receiver.got if topic == status] == [b"online", b"offline"])
 
 
 def test_a_broker_that_is_away_is_told_once_and_gets_everything_later(
