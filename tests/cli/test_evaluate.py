@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -49,6 +51,27 @@ def test_the_runs_own_test_split_gives_the_result_of_the_run(teacher_run: Path, 
     assert again["verdict"]["headline"] in err.splitlines()
     assert again["verdict"]["level"] == "unusable"
     assert "Next:" not in err
+
+
+def test_evidence_never_replaces_the_figures_of_a_run(teacher_run: Path, leaves: Path, capsys: Capture) -> None:
+    before = (teacher_run / "evaluation.json").read_bytes()
+    code, _, err = run(capsys, "evaluate", teacher_run, leaves, "--evidence", teacher_run)
+    assert code == 2
+    assert f"expected a folder of its own for --evidence; got '{teacher_run}', which holds a run; choose another" in err
+    assert (teacher_run / "evaluation.json").read_bytes() == before
+
+
+def test_a_full_disk_does_not_lose_the_figures(
+    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("agridistill.storage.write_json", full)
+    code, out, err = run(capsys, "evaluate", teacher_run, leaves, "--json", "--out", tmp_path / "new.json")
+    assert code == 2
+    assert "got a full disk" in err
+    assert json.loads(out)["photos"] > 0
 
 
 def test_the_table_and_the_file_tell_the_same(teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture) -> None:

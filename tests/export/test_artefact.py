@@ -257,6 +257,10 @@ def test_a_split_file_says_which_photos_are_for_validation(
     write_split(tmp_path / "split.json", split, seed=0, val_fraction=0.5, test_fraction=0.0, fingerprint="")
     result = export(student_run, tmp_path / "leaf.onnx", split_file=tmp_path / "split.json", force=True)
     assert result.parity.photos == len(paths[1::2])
+    alone = Path(shutil.copytree(student_run, tmp_path / "alone"))
+    (alone / "splits.json").unlink()
+    result = export(alone, tmp_path / "alone.onnx", data=leaves, split_file=tmp_path / "split.json", force=True)
+    assert result.parity.photos == len(paths[1::2])
 
 
 def test_a_network_that_no_converter_knows_is_one_line(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from agridistill.cli.main import main
 from agridistill.config import compare_plan
@@ -116,6 +117,14 @@ def test_a_run_of_other_settings_is_no_result_of_this_study(study: Path, leaves:
 def test_a_run_under_another_teacher_is_no_result_of_this_study(study: Path, leaves: Path, student_run: Path) -> None:
     with pytest.raises(RunError, match=r"the teacher that the run started with.*'half/hybrid-0' of this study"):
         compare(leaves, study, plan(), teacher=student_run)
+
+
+def test_other_photos_are_no_result_of_this_study(study: Path, leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    more = Path(shutil.copytree(leaves, tmp_path / "more"))
+    first = next(more.rglob("*.jpg"))
+    Image.effect_noise((64, 64), 90).convert("RGB").save(first.with_name("new.jpg"))
+    with pytest.raises(RunError, match=r"the data that the run started with; got other photos in .*; .*remove"):
+        compare(more, study, plan(), teacher=teacher_run)
 
 
 def test_another_split_or_teacher_recipe_is_no_result_of_this_study(

@@ -107,9 +107,7 @@ def test_calls_that_go_on_try_other_points(
 
 @pytest.mark.slow
 def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_run: Path) -> None:
-    with pytest.raises(
-        RunError, match="the recipe that the search 'hybrid-full' was started with; got a recipe with other settings"
-    ):
+    with pytest.raises(RunError, match="the recipe that the search 'hybrid-full' was started with; got another one"):
         search(leaves, searched, search_plan(changed(seed=5)), 2, teacher=teacher_run)
     other = {
         **RECIPE,
@@ -121,11 +119,13 @@ def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_
     assert recipe["objective"]["method"] == "kd"
 
 
-def test_a_search_goes_on_with_other_loaders(
-    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_goes_on_with_other_loaders_but_not_with_another_teacher(
+    leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agridistill.study.search._accuracy_of", lambda *order: 0.5)
     search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run)
+    with pytest.raises(RunError, match="the teacher that the search 'hybrid-full' was started with; got another one"):
+        search(leaves, tmp_path, search_plan(RECIPE), 2, teacher=student_run)
     changed_loaders = {**RECIPE, "distill": {**RECIPE["distill"], "workers": 1, "keep_views": True}}  # type: ignore[dict-item]
     document = search(leaves, tmp_path, search_plan(changed_loaders), 2, teacher=teacher_run)
     assert len(document["trials"]) == 2

@@ -27,11 +27,13 @@ def reference_interval(method: np.ndarray, baseline: np.ndarray, leaves: list[st
     rng = np.random.default_rng(99)
     photos_of = {leaf: [i for i, other in enumerate(leaves) if other == leaf] for leaf in leaves}
     names = sorted(photos_of)
+    # One more leaf of typical size, on all of whose photos the methods differ.
+    typical = sum(len(photos) ** 2 for photos in photos_of.values()) / len(leaves) / len(leaves)
     rows = [method.mean(axis=1) - baseline.mean(axis=1)] if paired else [method.mean(axis=1), baseline.mean(axis=1)]
     found = []
     for _ in range(3000):
         photos = [photo for name in rng.choice(names, len(names)) for photo in photos_of[name]]
-        value = method[:, photos].mean() - baseline[:, photos].mean()
+        value = method[:, photos].mean() - baseline[:, photos].mean() + typical * rng.standard_normal()
         for seeds in rows:
             if len(seeds) > 1:
                 value += scipy.stats.sem(seeds) * scipy.stats.t.rvs(len(seeds) - 1, random_state=rng)
@@ -80,10 +82,27 @@ def test_one_seed_is_told_to_be_too_few() -> None:
     assert paired_difference(method[:1], baseline, leaves, paired_seeds=False).of_leaves_alone
 
 
-def test_a_method_is_no_better_than_itself() -> None:
-    method, _, leaves = draw_study()
-    found = paired_difference(method, method, leaves, paired_seeds=True)
-    assert (found.points, found.points_ci95) == (0, (0, 0))
+def test_a_method_is_no_better_than_itself_but_few_leaves_prove_little() -> None:
+    method, _, _ = draw_study()
+    for leaves in (10, 100):
+        right = method[:, :leaves]
+        found = paired_difference(right, right, [str(leaf) for leaf in range(leaves)], paired_seeds=True)
+        assert found.points == 0
+        np.testing.assert_allclose(found.points_ci95, (-196 / leaves, 196 / leaves), rtol=0.1)
+
+
+def test_few_leaves_keep_the_promise_of_the_interval() -> None:
+    """The true difference is 2 points: 95 of 100 intervals must hold it; without the pseudo-leaf 67 do."""
+    rng, holds = np.random.default_rng(1), 0
+    leaves = [str(leaf) for leaf in range(40)]
+    for study in range(200):
+        gains = rng.choice([-1, 0, 1], 40, p=[0.02, 0.94, 0.04])
+        first, second = (gains >= 0)[None], (gains <= 0)[None]
+        low, high = paired_difference(
+            first, second, leaves, paired_seeds=True, resamples=500, seed=study
+        ).points_ci95  # fmt: skip
+        holds += low <= 2 <= high
+    assert holds >= 0.9 * 200
 
 
 def test_photos_of_one_leaf_count_as_one_leaf() -> None:

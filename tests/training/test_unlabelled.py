@@ -17,7 +17,9 @@ from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, turned_phashes_of
 from agridistill.data.likeness import read_learnt
 from agridistill.data.prepare import prepare_data
+from agridistill.data.split import Split, write_split
 from agridistill.errors import ConfigError, DataError, RunError
+from agridistill.evaluation.held_out import choose_photos
 from agridistill.manifest import read_manifest
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
@@ -139,6 +141,13 @@ def test_the_folder_of_the_labels_itself_gives_the_photos_whose_labels_are_not_u
     data = prepare_data(leaves)
     leaf_of = {sample.path: sample.leaf_id for sample in (*data.train, *data.val, *data.test)}
     assert not {leaf_of[path] for path in kept} & {leaf_of[path] for path in (*split["val"], *split["test"])}
+    # A test on them is one on learnt photos, though the run's split does not name them.
+    manifest, known = read_manifest(folder.manifest), {"own_split": folder.splits, "learnt": folder.learnt}
+    theirs = Split((), (), tuple(sorted(kept)))
+    write_split(tmp_path / "theirs.json", theirs, seed=0, val_fraction=0.0, test_fraction=1.0, fingerprint="")
+    chosen = choose_photos(manifest, leaves, split_file=tmp_path / "theirs.json", **known)
+    assert (chosen.learnt, len(chosen.samples)) == (len(kept), len(kept))
+    assert len(choose_photos(manifest, leaves, split="all", **known).samples) == len(leaf_of)
 
 
 @pytest.mark.slow

@@ -134,7 +134,8 @@ def benchmark(
         )
         scores: list[Accuracy | None] = [None] * len(targets)
         if data is not None:
-            scores = [_accuracy(target, data, split, split_file, progress) for target in targets]
+            scored = [_accuracy(target, data, split, split_file, progress) for target in targets]
+            scores, used = [score for score, _ in scored], dict.fromkeys(each for _, each in scored)
         interpreter_bytes = bare_interpreter_bytes()
         measured = measure(
             targets,
@@ -153,7 +154,7 @@ def benchmark(
         warm_up_queries=plan.warm_up,
         photos=photo_set,
         interpreter_memory_bytes=interpreter_bytes,
-        data=None if data is None else f"{split} of {data}",
+        data=None if data is None else f"{' and '.join(used)} of {data}",
     )
 
 
@@ -203,6 +204,7 @@ class _Measured:
     turns: list[dict[str, Any]] = field(default_factory=list)
     batch_photos: int = 0
     batch_s: float = 0.0
+    photos_at_once: int = 1
 
     @property
     def batched(self) -> bool:
@@ -217,6 +219,7 @@ class _Measured:
         answer = self.worker.ask("batches", batches=batches, batch_size=size)
         self.batch_photos += batches * size
         self.batch_s += answer["seconds"]
+        self.photos_at_once = answer["photos_at_once"]
 
     def result(self, interpreter_bytes: int | None) -> ModelResult:
         about = self.worker.ask("describe")
@@ -237,7 +240,7 @@ class _Measured:
             latency_ms_p50_of_turns=tuple(Percentiles.of(turn["latencies_ns"]).p50 for turn in self.turns),
             end_to_end=Percentiles.of([latency for turn in self.turns for latency in turn["end_to_end_ns"]]),
             throughput_photos_per_s=self.batch_photos / self.batch_s if self.batched else photos / photos_s,
-            throughput_batch_size=self.plan.batch_size if self.batched else 1,
+            throughput_batch_size=self.photos_at_once,
             peak_memory_bytes=None if peak is None or interpreter_bytes is None else peak - interpreter_bytes,
             energy_j=sum(energies_j) / photos if metered else None,
             load_s=self.load_s,
@@ -272,11 +275,12 @@ def _checked_plan(plan: object) -> BenchmarkPlan:
 
 def _accuracy(
     target: Target, data: Path | str, split: SplitChoice, split_file: Path | None, progress: ProgressCallback
-) -> Accuracy:
+) -> tuple[Accuracy, str]:
+    """Returns the accuracy of a model, and the split that it was measured on: "all" if the folder has none."""
     engine = None if target.engine == TORCH else target.engine
     result = evaluate(target.model, data, split=split, split_file=split_file, engine=engine, progress=progress)
     low, high = result.accuracy_ci95
-    return Accuracy(result.accuracy, (low, high), result.photos)
+    return Accuracy(result.accuracy, (low, high), result.photos), result.split
 
 
 def _draw(folder: Path) -> list[Path]:

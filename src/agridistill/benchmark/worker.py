@@ -171,13 +171,18 @@ class MeasuredModel:
         }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
-        """Times inference on batches of preprocessed photos, after an untimed batch; `seconds` is the time of all."""
+        """Times inference on batches of preprocessed photos, after an untimed batch.
+
+        Returns the `seconds` of all batches, and the `photos_at_once` that the engine computes.
+        """
         pixels = np.concatenate(list(islice(self._prepared, batch_size)))
         self._predictor.backend.logits(pixels)
         start = time.perf_counter()
         for _ in range(batches):
             self._predictor.backend.logits(pixels)
-        return {"seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        at_once = getattr(self._predictor.backend, "photos_at_once", None) or batch_size
+        return {"seconds": seconds, "photos_at_once": min(at_once, batch_size)}
 
     def describe(self) -> dict[str, Any]:
         """Returns `architecture`, `precision`, `image_size`, `weights_file`, `parameters` and `macs` of the model.

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from agridistill.cli import options, output
 from agridistill.cli.export import print_verdict, verdict_on
 from agridistill.cli.output import UNDEFINED, count, percent, printable, stderr, stdout
+from agridistill.errors import ConfigError
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def evaluate(
         require_result_file(out, keys=("model", "split", "confusion_matrix") if against is None else proof.KEYS)
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
+        _require_no_other_result(evidence)
     photos: dict[str, Any] = {
         "split": split,
         "split_file": splits,
@@ -122,13 +124,13 @@ def evaluate(
     output.print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
     verdict = verdict_on(result, model)
     document = result.to_json() | {"verdict": verdict.to_json()}
-    if out is not None:
-        write_json(out, document)
     if json:
         output.print_json(document)
     else:
         print_evaluation(result, title=f"{result.model} on {photos_of(split)} of {data}")
     print_verdict(verdict, json=json)
+    if out is not None:  # after the figures were printed: a full disk does not lose them
+        write_json(out, document)
     if evidence is not None:
         # This takes minutes, therefore the scores are printed before.
         chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": photos["class_names"]}
@@ -137,6 +139,13 @@ def evaluate(
         output.next_command("report", evidence)
     elif verdict.usable:
         output.next_command("predict", model, data)
+
+
+def _require_no_other_result(folder: Path) -> None:
+    """Raises a ConfigError if a folder holds a run or a study, whose own figures would be overwritten."""
+    for name, what in (("recipe.toml", "a run"), ("compare.json", "a study")):
+        if (folder / name).exists():
+            raise ConfigError("a folder of its own for --evidence", f"'{folder}', which holds {what}", "choose another")
 
 
 def print_all_used() -> None:

@@ -62,8 +62,6 @@ def compare(
     command = ["agridistill", "evaluate", model, data, "--against", old, "--split", split, *words]
     command += ["--max-drop", f"{result.max_drop_points:g}", "--max-class-drop", f"{result.max_class_drop_points:g}"]
     document = {**result.to_json(), "command": shlex.join(map(str, command))}
-    if out is not None:
-        write_json(out, document)
     if json:
         output.print_json(document)
     else:
@@ -72,6 +70,8 @@ def compare(
     console.print(printable(result.verdict.headline), style=_STYLES[result.verdict.level])
     for line in result.verdict.remarks:
         console.print(f"  {printable(line)}")
+    if out is not None:  # after the figures were printed: a full disk does not lose them
+        write_json(out, document)
     if not result.holds:
         raise typer.Exit(1)
     if out is not None and model.is_file():

@@ -72,7 +72,7 @@ class Answering:
             return ""
         coverage, accuracy = self.abstention.coverage, self.abstention.accuracy
         return (
-            f"this model cannot reach {100 * self.wanted:.0f} % right answers: with the best usable threshold "
+            f"this model does not reach {100 * self.wanted:.0f} % right answers: with the best usable threshold "
             f"({self.abstention.threshold:.2f}) it answers {100 * coverage:.0f} % of the photos, and "
             f"{100 * accuracy:.0f} % of those answers are right"
         )
@@ -105,9 +105,9 @@ def fit_answering(val: LabelledLogits, wanted: float = WANTED_ANSWERS) -> Answer
         probabilities[held] = softmax(val.logits[held], of_others)
         answered[held] = probabilities[held].max(1) >= others.threshold
     correct = probabilities.argmax(1) == val.target
-    expected = point._replace(
-        coverage=float(answered.mean()), accuracy=float(correct[answered].mean()) if answered.any() else 0.0
-    )
+    accuracy = float(correct[answered].mean()) if answered.any() else 0.0
+    reached = bool(answered.any()) and accuracy >= wanted
+    expected = point._replace(coverage=float(answered.mean()), accuracy=accuracy, reached=reached)
     return Answering(temperature, expected, calibration_error(probabilities, val.target), wanted, cross_validated=True)
 
 

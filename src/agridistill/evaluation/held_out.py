@@ -213,7 +213,9 @@ def choose_photos(
         split = "all"
 
     def chosen(path: str) -> bool:
-        return parts is None or (path in parts if split == "all" else parts.get(path) == split)
+        if split == "all":  # a run's own split lacks the photos whose labels were not used
+            return parts is None or given is None or path in parts
+        return parts is None or parts.get(path) == split
 
     wanted = tuple(sample for sample in samples if chosen(sample.path))
     learnt_from, against_learnt_from = None, None
@@ -248,7 +250,7 @@ class _Training:
 
     manifest: ModelManifest
     own: Split | None  # the split of the run that trained it
-    known: LearntPhotos | None  # not read if the folder is the training data and `own` is known: names are exact
+    known: LearntPhotos | None  # not read if the names in `own` are exact and all that the model has learnt from
     on_this_data: bool  # whether the folder is the training data
 
     @classmethod
@@ -256,7 +258,8 @@ class _Training:
         manifest, own_split, learnt = origin
         own = read_split(own_split) if own_split is not None and own_split.exists() else None
         on_this_data = manifest.lineage.get("data_fingerprint") == data_fingerprint
-        known = read_learnt(learnt, manifest) if learnt is not None and not (own and on_this_data) else None
+        by_name = own is not None and on_this_data and not manifest.lineage.get("unlabelled")
+        known = read_learnt(learnt, manifest) if learnt is not None and not by_name else None
         return cls(manifest, own, known, on_this_data)
 
     def count(self, photos: Sequence[Sample], inspection: Inspection) -> int | None:

@@ -158,7 +158,9 @@ def export(
             remedy = f"nothing was written: {otherwise}pass --force to write it anyway"
             raise ModelError(f"an {precision} export that predicts like the run's network", "; ".join(failures), remedy)
         _warn(result, found[0])
-        final = _completed(draft, result, network, run, manifest.weights_sha256)
+        own = run / "splits.json"
+        split = own if split_file is None or own.exists() else split_file
+        final = _completed(draft, result, network, run, manifest.weights_sha256, split)
         if micro:
             needs = micro_needs(file.read_bytes())
             final = replace(final, measured={**final.measured, "micro": asdict(needs)})
@@ -285,9 +287,9 @@ def _more_to_compare(val: ChosenPhotos, train: ChosenPhotos, choose: Callable[..
 
 
 def _completed(
-    draft: ModelManifest, result: ExportResult, network: nn.Module, run: Path, run_weights_sha256: str
+    draft: ModelManifest, result: ExportResult, network: nn.Module, run: Path, run_weights_sha256: str, split: Path
 ) -> ModelManifest:
-    """Returns the manifest with everything that was fitted and measured."""
+    """Returns the manifest with everything that was fitted and measured; `split` is the run's split file."""
     size = complexity(network, draft.preprocessing.image_size)
     return replace(
         draft,
@@ -299,7 +301,7 @@ def _completed(
             "run": run.resolve().name,
             "run_weights_sha256": run_weights_sha256,
             # `evaluate` uses them to find photos that the model did not learn from.
-            "split_sha256": digests_of(read_split(run / "splits.json")),
+            "split_sha256": digests_of(read_split(split)),
         },
         measured={**result.figures(), "parameters": size.parameters, "macs": size.macs},
     )

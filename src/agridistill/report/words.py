@@ -107,10 +107,16 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
             f"{robust['photos']:,} photos, and at least half are needed."
         )
     if selective["accuracy"] is not None and selective["coverage"]:
+        wanted, reached = selective["wanted_accuracy"], selective["val_accuracy"]
+        threshold = (
+            f"the threshold for {100 * wanted:g} % right answers on the validation split"
+            if reached >= wanted
+            else f"the best threshold: on the validation split {100 * reached:.1f} % of the answers are right, instead "
+            f"of {100 * wanted:g} %"
+        )
         lines.append(
             f"{name} answers {100 * selective['coverage']:.0f} % of the photos if it abstains below a confidence of "
-            f"{selective['threshold']:.2f}, the threshold for {100 * selective['wanted_accuracy']:g} % right answers "
-            f"on the validation split; {100 * selective['accuracy']:.1f} % of the answers are right."
+            f"{selective['threshold']:.2f}, {threshold}; {100 * selective['accuracy']:.1f} % of the answers are right."
         )
     return lines
 

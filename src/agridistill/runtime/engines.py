@@ -87,7 +87,7 @@ class OnnxRuntimeBackend:
         inputs, size = self._session.get_inputs(), manifest.preprocessing.image_size
         fits = [(each.type, list(each.shape)[1:]) for each in inputs] == [("tensor(uint8)", [size, size, 3])]
         _require_input(path, [f"{each.name} {each.type} {each.shape}" for each in inputs], manifest, fits=fits)
-        self._input, self._at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else _PHOTOS_AT_ONCE
+        self._input, self.photos_at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else _PHOTOS_AT_ONCE
         self._path, self._outputs = path, [str(each.name) for each in self._session.get_outputs()]
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -106,9 +106,9 @@ class OnnxRuntimeBackend:
         return self._computed(ATTENTION, pixels)
 
     def _computed(self, output: str, pixels: Pixels) -> NDArray[np.float32]:
-        starts = range(0, len(pixels), self._at_once)
+        starts = range(0, len(pixels), self.photos_at_once)
         return np.concatenate(
-            [self._session.run([output], {self._input: pixels[at : at + self._at_once]})[0] for at in starts]
+            [self._session.run([output], {self._input: pixels[at : at + self.photos_at_once]})[0] for at in starts]
         )
 
 
@@ -155,7 +155,7 @@ class OpenVinoBackend:
         inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
         fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
         _require_input(path, inputs, manifest, fits=fits)
-        self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
+        self.photos_at_once = 1 if compiled.inputs[0].partial_shape[0].is_static else None
         self._path, self._outputs = path, [each.get_any_name() for each in compiled.outputs]
         self._compiled, self._request, self._lock = compiled, compiled.create_infer_request(), threading.Lock()
         self.threads, self._copies = threads, list[OpenVinoBackend]()
@@ -179,7 +179,7 @@ class OpenVinoBackend:
         return self._computed(self._outputs.index(ATTENTION), pixels)
 
     def _computed(self, output: int, pixels: Pixels) -> NDArray[np.float32]:
-        if self._one_by_one and len(pixels) != 1:
+        if self.photos_at_once == 1 and len(pixels) != 1:
             return np.concatenate([self._computed(output, photo[None]) for photo in pixels])
         with self._lock:  # two iterations over photos may be open at the same time, and share the copies
             if _OpenVinoStart.is_over:

@@ -12,6 +12,7 @@ import torch
 
 from agridistill.data.folder import require_outside
 from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.prepare import prepare_data
 from agridistill.data.split import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.evidence import gather_evidence, read_evidence, write_gallery
@@ -59,6 +60,7 @@ def compare(
     used_teacher = out / TEACHER if trains_teacher else teacher
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out / ".lock", f"study in '{out}'"):
+        _require_same_photos(out, plan, data, layout)
         missing = _missing_jobs(out, plan, teacher, split_file)
         runs = {job.name: (RunFolder(run_of(out, job)), job.config.distill.epochs) for job in plan.jobs}
         if trains_teacher:
@@ -91,29 +93,52 @@ def compare(
         document["evidence"] = {"budget": budget["name"], "seed": seed, "models": list(models)}
         write_json(out / "compare.json", document)
         if evidence:
-            gather_for(models, data, out / "evidence", layout, progress)
+            # The teacher's own split may be one of other photos.
+            gather_for(models, data, out / "evidence", layout, progress, split_file=RunFolder(models[names[0]]).splits)
         return document
 
 
 def gather_for(
-    runs: Mapping[str, Path], data: Path, folder: Path, layout: Layout = FOLDERS, progress: ProgressCallback = silent
+    runs: Mapping[str, Path],
+    data: Path,
+    folder: Path,
+    layout: Layout = FOLDERS,
+    progress: ProgressCallback = silent,
+    *,
+    split_file: Path | None = None,
 ) -> None:
     """Measures robustness, calibration and attention of runs, and writes the results to `folder`.
 
     It writes `NAME.json` for each run, and `gallery.json` with attention maps of all runs. Files that exist already for
-    the same weights are not written again. `progress` is called with (photos done, photos in all).
+    the same weights are not written again. `progress` is called with (photos done, photos in all). The photos are those
+    of `split_file`, or if it is None of each run's own split.
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     for name, run in runs.items():
         file = folder / f"{name}.json"
         before = read_evidence(file)
         if before is None or before["weights_sha256"] != weights[name]:
-            own_split = RunFolder(run).splits
-            found = gather_evidence(load_backend(run), data, layout=layout, own_split=own_split, progress=progress)
+            own = RunFolder(run).splits
+            found = gather_evidence(
+                load_backend(run), data, layout=layout, own_split=own, split_file=split_file, progress=progress
+            )
             write_json(file, found)
     before = read_evidence(folder / "gallery.json")
     if before is None or before["weights_sha256"] != weights:
         write_gallery(runs, data, folder / "gallery.json", layout=layout, progress=progress)
+
+
+def _require_same_photos(out: Path, plan: ComparePlan, data: Path, layout: Layout) -> None:
+    """Raises a RunError if the first run that has begun has learnt from other photos than those in `data` now."""
+    for job in plan.jobs:
+        folder = RunFolder(run_of(out, job))
+        if folder.recipe.exists():
+            photos = prepare_data(data, layout=layout, split_file=folder.splits)
+            try:
+                folder.require_same_data(data, photos.fingerprint)
+            except RunError as error:
+                raise _of_another_study(folder, error.expected, error.got, job.name) from None
+            return
 
 
 def _missing_jobs(out: Path, plan: ComparePlan, teacher: Path | None, split_file: Path | None) -> list[Job]:

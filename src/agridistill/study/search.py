@@ -19,8 +19,10 @@ from sqlalchemy.exc import ArgumentError
 
 from agridistill.data.folder import require_outside
 from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.prepare import prepare_data
 from agridistill.data.split import read_split
 from agridistill.errors import ConfigError, RunError
+from agridistill.manifest import read_manifest
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
 from agridistill.study.plan import SearchPlan, SearchSettings
@@ -30,7 +32,7 @@ from agridistill.training.run_folder import MAY_DIFFER, RunFolder
 
 # A trial without a heartbeat for the grace period counts as killed and is run again.
 HEARTBEAT_S, GRACE_S = 15, 60
-_FOLDER, _RECIPE = "folder", "recipe_sha256"
+_FOLDER, _RECIPE, _TEACHER, _PHOTOS = "folder", "recipe_sha256", "teacher_sha256", "data_fingerprint"
 
 
 def search(
@@ -69,6 +71,9 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = URL.create("sqlite", database=str((out / "search.db").resolve()))
     study = _open_study(plan, storage or database.render_as_string(hide_password=False))
+    photos = prepare_data(data, layout=layout, split_file=split_file)
+    _require_same(study, _TEACHER, read_manifest(RunFolder(teacher).manifest).weights_sha256, "teacher")
+    _require_same(study, _PHOTOS, photos.fingerprint, "photos and labels")
     folder = out / "search" / study.study_name
 
     def objective(trial: Trial) -> float:
@@ -123,11 +128,16 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
     config = asdict(plan.config_of({key: space.ends[0] for key, space in settings.space.items()}))
     config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
-    if study.user_attrs.get(_RECIPE) not in (None, recipe):
-        remedy = "undo the change, or choose another --out or --storage"
-        raise RunError(f"the recipe that the search '{name}' was started with", "a recipe with other settings", remedy)
-    study.set_user_attr(_RECIPE, recipe)
+    _require_same(study, _RECIPE, recipe, "recipe")
     return study
+
+
+def _require_same(study: optuna.Study, name: str, value: str, what: str) -> None:
+    """Stores an attribute of a search, or raises a RunError if the search was started with another value of it."""
+    if study.user_attrs.get(name) not in (None, value):
+        expected = f"the {what} that the search '{study.study_name}' was started with"
+        raise RunError(expected, "another one", "undo the change, or choose another --out or --storage")
+    study.set_user_attr(name, value)
 
 
 def _retry(study: optuna.Study, trial: FrozenTrial | Trial) -> None:
