@@ -47,7 +47,7 @@ check: $(CHECK_STAMP) ## Lint, architecture, and types where torch is installed 
 	@if [ -e $(STAMP) ]; then echo $(BIN)/mypy && $(BIN)/mypy; else echo "types: not checked before 'make install'"; fi
 
 test: $(STAMP) check ## Run the checks, then all tests but the slow ones: minutes.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup -m "not slow"
 
 # npm writes this file last.
 web/node_modules/.package-lock.json: web/package-lock.json
@@ -63,7 +63,7 @@ web-check: web ## Check the types of the phone page, and test its modules.
 test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests with coverage, also against real engines and brokers.
 	@if command -v npm >/dev/null; then $(MAKE) web-check; else \
 	  echo "warning: Node and npm are not installed: the tests of the phone page are skipped"; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup --cov --cov-fail-under=85
 
 # RabbitMQ comes from the system: apt-get install rabbitmq-server.
 peers: ## Install amqtt and moto (pip) and aedes (npm) into .peers, for test-all.
@@ -78,7 +78,7 @@ peers: ## Install amqtt and moto (pip) and aedes (npm) into .peers, for test-all
 test-bare: $(ENGINES_STAMP) ## Run all tests as on a machine with Python, pip and make alone.
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  env -u AGRIDISTILL_DATA PATH="$$($(BIN)/python -m tests.needs "$$folder")" OMP_NUM_THREADS=1 \
-	  $(abspath $(BIN))/python -m pytest --numprocesses $(PYTEST_WORKERS) $(TESTS)
+	  $(abspath $(BIN))/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup $(TESTS)
 
 docs: $(STAMP) ## Build the documentation with the API reference into site/.
 	$(BIN)/python -m pip install --quiet --group docs

@@ -29,13 +29,22 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine lacks something for."""
+    """Skips what this machine lacks something for, and keeps tests that share a costly fixture in one process."""
     for item in items:
+        if owners := _owners_of_shared_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(min(owners, key=len)))  # the outermost
         for fixture in set(getattr(item, "fixturenames", ())) & OF_FIXTURES.keys():
             item.add_marker(pytest.mark.needs(*OF_FIXTURES[fixture]))
         reason = missing([name for mark in item.iter_markers("needs") for name in mark.args])
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _owners_of_shared_fixtures(item: pytest.Item) -> set[str]:
+    """Returns the files and folders that make fixtures for several of their tests, and whose fixtures a test uses."""
+    known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    last = [definitions[-1] for definitions in known.values()]
+    return {each.baseid for each in last if each.scope in ("module", "session") and each.baseid not in ("", "tests")}
 
 
 @pytest.hookimpl(tryfirst=True)
