@@ -15,7 +15,7 @@ import pytest
 from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
-from agridistill.review.record import LABEL, UNDO, Action, ReviewLog
+from agridistill.review.record import LABEL, UNDO, Action, Judgements, ReviewLog
 
 
 @pytest.fixture
@@ -136,6 +136,46 @@ def test_a_corrected_table_has_the_split_of_the_one_before(tmp_path: Path, capsy
     assert (code, "earlier result for --table" in err) == (2, True)
 
 
+def test_a_table_of_other_photos_is_not_replaced(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\nnorth/0.jpg,rust\nsouth/9.jpg,mildew\n")
+    code, _, err = run(capsys, "review", folder, "--table", table)
+    assert (code, "with a label of 'south/9.jpg', which this review does not know" in err) == (2, True)
+    assert "south/9.jpg" in table.read_text()
+    table.write_text("image,label\nnorth/1.jpg,rust\n")  # of an earlier result: the reviewers now disagree
+    assert run(capsys, "review", folder, "--table", table)[0] == 0
+    assert table.read_text().startswith("image,label\nnorth/0.jpg,rust\n")
+
+
+def test_an_export_without_choices_can_be_replaced(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ("--export", tmp_path / "tasks.json")
+    for record in (tmp_path / "none.csv", folder / "review.csv"):
+        assert run(capsys, "review", folder, "--out", record, *words)[0] == 0
+    assert len(json.loads((tmp_path / "tasks.json").read_text())) == 4
+
+
+def test_nested_classes_are_offered_and_trained(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    ReviewLog(tmp_path / "nested.csv").append([Action("t", "anna", LABEL, "Tomato/rust", "north/0.jpg")])
+    words = ("--out", tmp_path / "nested.csv", "--into", tmp_path / "reviewed")
+    code, _, err = run(capsys, "review", folder, *words)
+    assert (code, f"Next: agridistill train {tmp_path / 'reviewed'} --nested --out model" in err) == (0, True)
+    assert (tmp_path / "reviewed/Tomato/rust/north__0.jpg").exists()
+    code, _, err = run(capsys, "review", folder, "--nested")
+    assert (code, "say where --suspects or --classes finds labels" in err) == (2, True)
+
+
+def test_what_a_colleague_took_back_is_taken_back_here(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    choice = Action("2026-06-01T08:00:00Z", "carl", LABEL, "rust", "north/0.jpg")
+    theirs = ReviewLog(tmp_path / "carl.csv")
+    theirs.append([choice])
+    for new in (1, 0):
+        assert f"{new} new lines" in run(capsys, "review", folder, "--import", theirs.path)[2]
+    theirs.append([choice._replace(time="2026-06-02T08:00:00Z", verdict=UNDO, label="")])
+    for new in (1, 0):
+        assert f"{new} new lines" in run(capsys, "review", folder, "--import", theirs.path)[2]
+    assert not Judgements(ReviewLog(folder / "review.csv").read()).of("carl")
+
+
 def test_what_is_exported_is_imported_once(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     export, other = tmp_path / "tasks.json", tmp_path / "other.csv"
     assert run(capsys, "review", folder, "--export", export)[0] == 0
@@ -177,7 +217,7 @@ def test_a_table_does_not_replace_what_was_chosen_after_it_was_written(
         (["{folder}", "--classes", "{folder}", "--teacher", "tomato"], "--teacher needs --model"),
         (["{folder}", "--agreement", "--out", "{folder}/north/0.jpg"], "earlier result for --out"),
         (["{folder}", "--import", "{folder}/gone.json"], "gone.json"),
-        (["{folder}", "--classes", "{folder}", "--labels", "a.csv"], "say where --suspects finds its labels"),
+        (["{folder}", "--classes", "{folder}", "--labels", "a.csv"], "a.csv"),
         (["{folder}", "--table", "{folder}/review.csv"], "earlier result for --table"),
     ],
 )

@@ -97,6 +97,8 @@ def test_flat_split_folders_beside_a_table_name_the_table(tmp_path: Path) -> Non
     (tmp_path / "train.csv").unlink()
     (tmp_path / "sample_submission.csv").unlink()
     assert refused(tmp_path).endswith("pass --labels FILE with the label of each photo")
+    (tmp_path / "review.csv").write_text("time,reviewer,verdict,label,photo\n")
+    assert refused(tmp_path).endswith("by 'agridistill review ROOT --table FILE', and pass --labels FILE")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,41 @@ def test_the_last_choices_of_a_colleagues_record_are_taken_over_with_their_times
     ]
     ReviewLog(tmp_path / "other.csv").append([early, *undone, *ACTIONS, ACTIONS[0]._replace(photo="gone.jpg")])
     found, absent = read_judgements(tmp_path / "other.csv", tmp_path / "photos", PHOTOS, "me")
-    assert (sorted(found), absent) == (sorted(ACTIONS), ["gone.jpg"])
+    assert (sorted(found), absent) == (sorted([*ACTIONS, undone[1]]), ["gone.jpg"])
+
+
+@pytest.mark.parametrize(("start", "sign"), [("\ufeff", ","), ("", ";")])
+def test_a_record_that_a_spreadsheet_saved_is_still_one(tmp_path: Path, start: str, sign: str) -> None:
+    rows = [("time", "reviewer", "verdict", "label", "photo"), *(ACTIONS[number] for number in (0, 1, 3))]
+    text = "\r\n".join(sign.join(row) for row in rows)
+    assert sorted(read(tmp_path, f"{start}{text}", "excel.csv")) == sorted(ACTIONS[number] for number in (0, 1, 3))
+
+
+def test_a_choice_that_a_colleague_took_back_comes_as_such(tmp_path: Path) -> None:
+    back = ACTIONS[0]._replace(verdict="undo", label="", time="2026-06-02T08:00:00Z")
+    ReviewLog(tmp_path / "other.csv").append([ACTIONS[0], ACTIONS[3], back])
+    assert read_judgements(tmp_path / "other.csv", tmp_path, PHOTOS, "me")[0] == [back, ACTIONS[3]]
+
+
+def test_the_reviewers_of_our_own_export_survive_label_studio(tmp_path: Path) -> None:
+    write_label_studio(Judgements(ACTIONS), tmp_path / "review.json")
+    tasks = json.loads((tmp_path / "review.json").read_text())
+    for task in tasks:
+        for one in task["annotations"]:
+            one["completed_by"] = 1  # who imported them there
+    assert sorted(read(tmp_path, tasks)) == sorted(ACTIONS)
+    tasks[0]["annotations"][0]["result"][0] |= {"id": "Xk3_a", "meta": {"text": ["a note"]}}
+    assert {one.reviewer for one in read(tmp_path, tasks[:1])} == {"1", "ben"}
+
+
+def test_a_correction_in_label_studio_is_newer_than_what_it_corrects(tmp_path: Path) -> None:
+    task = {"data": {"image": "north/1.jpg"}, "annotations": [annotation("rust", updated_at="2026-07-01T09:00:00Z")]}
+    assert [one.time for one in read(tmp_path, [task])] == ["2026-07-01T09:00:00Z"]
+
+
+def test_two_labels_for_one_photo_are_no_table_of_labels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"one label for each photo; got 'rust' and 'healthy' for 'north/1.jpg' in"):
+        read(tmp_path, "image,label\nnorth/1.jpg,rust\nnorth/1.jpg,healthy\n", "labels.csv")
 
 
 def test_a_plain_table_of_labels_is_read(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.review.pages import leaf_photos, review_of, served
 
 from agridistill.errors import RunError
-from agridistill.review.record import HEADER, ReviewLog
+from agridistill.review.record import HEADER, Action, ReviewLog
 from agridistill.review.server import serving
 
 TOKEN = "a-token-of-some-length"  # noqa: S105 - of these tests alone
@@ -75,6 +75,15 @@ def test_a_choice_is_recorded_once_and_its_photo_does_not_come_again(
     assert [one["name"] for one in after["photos"]] == photos[2:]
     assert (after["left"], after["total"]) == (2, 4)
     assert [one["name"] for one in queue(address, after["photos"][0]["id"])["photos"]] == photos[3:]
+
+
+def test_undo_leaves_choices_on_photos_that_are_not_shown(tmp_path: Path, photos: list[str]) -> None:
+    choices = [("label", "red", photos[0]), ("label", "red", "moved/away.jpg")]
+    ReviewLog(tmp_path / "review.csv").append([Action("2026-01-01T00:00:00Z", "anna", *each) for each in choices])
+    with served(tmp_path, photos) as address:
+        assert json.loads(ask(address, "/api/undo", {})[2])["photo"]["name"] == photos[0]
+        assert json.loads(ask(address, "/api/undo", {})[2])["photo"] is None
+    assert lines(tmp_path)[2:] == [("anna", "undo", "", photos[0])]
 
 
 def test_undo_takes_back_one_choice_even_if_it_is_asked_twice(tmp_path: Path, photos: list[str], address: str) -> None:

@@ -148,15 +148,12 @@ def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
 
 
 def _finished(data: Path, run: Path, config: TrainConfig | DistillConfig, teacher: Path | None = None) -> RunResult:
-    """Returns a finished run; starts or resumes it if it has not finished yet."""
+    """Returns a finished run of these settings; starts or resumes it if it has not finished yet."""
     from agridistill.training import run as runs
     from agridistill.training.run_folder import RunFolder
     from agridistill.training.settings import TrainConfig
 
-    folder = RunFolder(run)
-    if folder.evaluation.exists():
-        return folder.read_result()
-    resume = folder.recipe.exists()
+    resume = RunFolder(run).recipe.exists()
     if isinstance(config, TrainConfig):
         return runs.train(data, run, config, resume=resume)
     return runs.distill(data, teacher, run, config, resume=resume)

@@ -99,8 +99,9 @@ def review(
     if root is None or (suspects is not None and folder is not None):
         raise typer.BadParameter("pass either FOLDER or --suspects PHOTOS")
     layout = labels.layout() or FOLDERS
-    if suspects is None and layout != FOLDERS:
-        raise typer.BadParameter("--labels, --label-columns, --nested and --flat say where --suspects finds its labels")
+    if suspects is None and classes is None and layout != FOLDERS:
+        options_of_labels = "--labels, --label-columns, --nested and --flat"
+        raise typer.BadParameter(f"{options_of_labels} say where --suspects or --classes finds labels")
     require_folder(root)
     if table is not None and layout.label_file is not None and table.resolve() == layout.label_file.resolve():
         raise RunError("another file for --table than for --labels", f"'{table}' for both", "choose another --table")
@@ -137,17 +138,25 @@ def _user() -> str:
 
 
 def _import(file: Path, root: Path, photos: Sequence[str], reviewer: str, log: ReviewLog) -> None:
-    from agridistill.review import Judgements
+    from agridistill.review import UNDO, Judgements
     from agridistill.review.exchange import read_judgements
 
     actions, absent = read_judgements(file, root, photos, reviewer)
-    newest = Judgements(log.read()).by_photo()
+    recorded = log.read()
+    newest = Judgements(recorded).by_photo()
+    touched = {(action.reviewer, action.photo): action.time for action in recorded}
 
-    def is_new(action: Action) -> bool:
+    def lines(action: Action) -> Sequence[Action]:
+        """Returns what an imported action adds to the record."""
         before = newest.get(action.photo, {}).get(action.reviewer)
-        return before is None or (before.time < action.time and before.choice != action.choice)
+        if touched.get((action.reviewer, action.photo), "") >= action.time:
+            return ()
+        if action.verdict != UNDO:
+            return () if before is not None and before.choice == action.choice else (action,)
+        valid = Judgements(recorded).valid(action.reviewer)
+        return [action for each in valid if each.photo == action.photo]  # one for each choice that is taken back
 
-    new = [action for action in actions if is_new(action)]
+    new = [line for action in actions for line in lines(action)]
     if new:
         log.append(new)
     stderr.print(f"{len(new):,} new lines from '{printable(str(file))}' in '{printable(str(log.path))}'")
@@ -170,11 +179,11 @@ def _results(
 ) -> None:
     from agridistill.review import LABEL, Judgements, agreements, settled
     from agridistill.review.exchange import CSV_COLUMNS, write_label_studio
-    from agridistill.review.results import table_header, write_class_folders, write_label_table
+    from agridistill.review.results import require_own_table, table_header, write_class_folders, write_label_table
     from agridistill.storage import require_result_file
 
     if export is not None:
-        header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "[\n"
+        header = ",".join(CSV_COLUMNS) if export.suffix.lower() == ".csv" else "["
         require_result_file(export, "--export", header=header)
     if table is not None:
         require_result_file(table, "--table", header=table_header(splits))
@@ -198,12 +207,14 @@ def _results(
         stderr.print(f"{printable(str(into))}: {copied:,} photos copied, {len(labels) - copied:,} were there already")
     if table is not None:
         kept = {photo: label for photo, label in given.items() if photo not in agreed and photo not in disputed}
+        require_own_table(table, {*given, *(action.photo for action in actions)})
         write_label_table({**kept, **labels}, table, splits)
         stderr.print(f"{printable(str(table))}: {len({**kept, **labels}):,} labels")
     if into is not None or table is not None:
         _print_left_out(without, disputed)
         if into is not None and labels:
-            output.next_command("train", into, "--out", "model")
+            nested = ("--nested",) if any("/" in label for label in labels.values()) else ()
+            output.next_command("train", into, *nested, "--out", "model")
         elif table is not None and (labels or given):
             output.next_command("train", root, "--labels", table, "--out", "model")
     if json:
@@ -263,7 +274,7 @@ def _serve(
     host: str,
     port: int,
 ) -> None:
-    from agridistill.data.folder import scan
+    from agridistill.data.labels import read_layout
     from agridistill.local_page import is_loopback
     from agridistill.review.server import serving
     from agridistill.review.site import Review
@@ -278,7 +289,7 @@ def _serve(
         else:
             order, names = _ranking(root, photos, predictor, teacher, log, reviewer)
         if classes is not None:
-            names = scan(classes, min_classes=1).classes
+            names = read_layout(classes, layout, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
     with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:

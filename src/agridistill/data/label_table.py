@@ -216,8 +216,9 @@ class PhotoFinder:
         several photos equally well.
         """
         fitting = self.candidates(cell, one_folder=one_folder)
-        # If names differ only in capitals, the exact one is taken.
-        exact = [path for path in fitting if path.rsplit("/", 1)[-1] == re.split(r"[/\\]", cell)[-1]]
+        # If paths or names differ only in capitals, the exact one is taken.
+        whole = [path for path in fitting if path == cell]
+        exact = whole or [path for path in fitting if path.rsplit("/", 1)[-1] == re.split(r"[/\\]", cell)[-1]]
         fitting = exact or fitting
         if len(fitting) > 1:
             raise DataError(

@@ -237,13 +237,25 @@ def wrapped_in(photos_in: Mapping[str, int]) -> str:
     return posixpath.commonpath(parents) if parents else ""
 
 
+_REVIEW = b"time,reviewer,verdict,label,photo"  # the first line of `review.record`, a higher layer
+
+
 def labels_remedy(root: Path) -> str:
     """Returns a remedy for an error: to pass --labels, with a CSV or TSV of the data folder if there is one."""
-    files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    files = [path for path in tables if not _is_review(path)]
+    if tables and not files:
+        return f"write a table of '{tables[0]}' by 'agridistill review {root} --table FILE', and pass --labels FILE"
     # A Kaggle data set also contains a sample submission, which has no labels.
     files = [path for path in files if "submission" not in path.name.lower()] or files
     chosen = next((path for path in files if split_named(path.stem) == "train"), files[0] if files else None)
     return f"pass --labels '{chosen}'" if chosen else "pass --labels FILE with the label of each photo"
+
+
+def _is_review(file: Path) -> bool:
+    """Whether a CSV is the record of `agridistill review`, which is no table of labels."""
+    with file.open("rb") as content:
+        return content.read(len(_REVIEW)) == _REVIEW
 
 
 def _quoted(names: Iterable[str]) -> str:

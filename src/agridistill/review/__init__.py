@@ -4,11 +4,12 @@ No torch: the model runs as on a device.
 """
 
 from agridistill.review.agreement import Agreement, agreements, cohens_kappa, settled
-from agridistill.review.record import LABEL, SPECIAL, Action, Choice, Judgements, ReviewLog
+from agridistill.review.record import LABEL, SPECIAL, UNDO, Action, Choice, Judgements, ReviewLog
 
 __all__ = [
     "LABEL",
     "SPECIAL",
+    "UNDO",
     "Action",
     "Agreement",
     "Choice",

@@ -9,20 +9,21 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from agridistill.data.label_table import PhotoFinder, find_columns, name_one_folder, read_table
 from agridistill.errors import DataError
-from agridistill.review.record import HEADER, LABEL, SPECIAL, Action, Judgements, ReviewLog, moment
+from agridistill.review.record import COLUMNS, HEADER, LABEL, SPECIAL, UNDO, Action, Judgements, ReviewLog, moment
 from agridistill.storage import write_json, write_text
 
 _FROM, _TO = "choice", "image"
 CSV_COLUMNS = ("id", "image", "choice", "annotator", "annotation_id", "created_at", "updated_at")
 # Label Studio puts eight hex digits before the name of an uploaded file.
 _UPLOADED = re.compile(r"/data/upload/.*?/?[0-9a-f]{8}-([^/]+)\Z")
+_OURS = re.compile(r"choice-\d+")
 _FORMAT = "a Label Studio export (JSON, JSON-MIN or CSV) with an image and a choice, or a table with photos and labels"
 
 
@@ -56,7 +57,7 @@ def _tasks(judgements: Judgements) -> list[dict[str, Any]]:
         for reviewer, action in actions.items():
             annotation_id += 1
             result = {
-                "id": f"choice-{annotation_id}",
+                "id": f"choice-{annotation_id}",  # as in `_OURS`
                 "type": "choices",
                 "from_name": _FROM,
                 "to_name": _TO,
@@ -74,7 +75,8 @@ def _tasks(judgements: Judgements) -> list[dict[str, Any]]:
 def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str) -> tuple[list[Action], list[str]]:
     """Reads the judgements in a file of Label Studio, in the record of another review, or in a table of labels.
 
-    Skipped annotations are left out. An annotation with several choices becomes "several".
+    Skipped annotations are left out. An annotation with several choices becomes "several". Of another record come the
+    last choices, and an "undo" for each photo whose choices were all taken back.
 
     Args:
         file: `.json`, or a CSV or TSV.
@@ -86,7 +88,8 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
         The actions, and the entries for which the folder has no photo.
 
     Raises:
-        DataError: the file has another format, or none of its photos is in the folder.
+        DataError: the file has another format, none of its photos is in the folder, or it names two labels for a photo
+            without a time.
     """
     finder = PhotoFinder(root, file, photos)
     rows: list[_Row]
@@ -95,10 +98,9 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
             rows = list(_json_rows(file, reviewer))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(_FORMAT, f"'{file}' with another form ({error!r})", "export it as JSON") from None
-    elif file.is_file() and file.read_bytes().startswith(HEADER.rstrip().encode()):
+    elif (recorded := _recorded(file)) is not None:
         known = set(photos)
-        # The choices that were not undone and not replaced.
-        last = [one for actions in Judgements(ReviewLog(file).read()).by_photo().values() for one in actions.values()]
+        last = _last_of_each(recorded)
         kept = [one for one in last if one.photo in known]
         return _some(kept, [one.photo for one in last if one.photo not in known], root, file)
     else:
@@ -107,6 +109,7 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
     # Not the present time: imported again, a table would replace what was chosen since.
     written = moment(file.stat().st_mtime)
     actions, absent = [], []
+    undated: dict[tuple[str, str], list[str]] = {}
     for image, choices, name, time in rows:
         photo = finder.find(image, 0, one_folder=one_folder)
         if photo is None:
@@ -114,7 +117,28 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
         elif choices:
             verdict = _verdict(choices)
             actions.append(Action(time or written, name, verdict, choices[0] if verdict == LABEL else "", photo))
-    return _some(actions, absent, root, file)
+            if not time and (first := undated.setdefault((name, photo), choices)) != choices:
+                got = f"'{first[0]}' and '{choices[0]}' for '{image}' in '{file}'"
+                raise DataError("one label for each photo", got, "correct the file")
+    return _some(sorted(actions, key=lambda action: action.time), absent, root, file)
+
+
+def _recorded(file: Path) -> list[Action] | None:
+    """Reads the record of another review, also one that a spreadsheet has saved; None if it is another table."""
+    if file.is_file() and file.read_bytes().startswith(HEADER.rstrip().encode()):
+        return ReviewLog(file).read()
+    table = read_table(file)
+    if tuple(table.header) != COLUMNS:
+        return None
+    return [Action(*cells) for _, cells in table.rows if cells[2] in (LABEL, UNDO, *SPECIAL) and cells[4]]
+
+
+def _last_of_each(actions: Sequence[Action]) -> list[Action]:
+    """Returns the last action of each reviewer on each photo that has a choice left, or was taken back."""
+    found = {(action.reviewer, action.photo): action for action in actions if action.verdict == UNDO}
+    for choices in Judgements(actions).by_photo().values():
+        found |= {(choice.reviewer, choice.photo): choice for choice in choices.values()}
+    return sorted(found.values(), key=lambda action: action.photo)
 
 
 def _some(actions: list[Action], absent: list[str], root: Path, file: Path) -> tuple[list[Action], list[str]]:
@@ -152,10 +176,14 @@ def _json_rows(file: Path, reviewer: str) -> Iterator[_Row]:
             if not one.get("was_cancelled"):
                 results = [each for each in one.get("result", ()) if each.get("type") == "choices"]
                 choices = [choice for each in results for choice in each["value"]["choices"]]
-                noted = next(
-                    (each["meta"]["text"][0] for each in results if each.get("meta", {}).get("text")), reviewer
-                )
-                yield image, choices, _who(one.get("completed_by"), noted), str(one.get("created_at") or "")
+                # The user who imports our annotations becomes their author; our own results name their reviewer.
+                noted = [
+                    each["meta"]["text"][0]
+                    for each in results
+                    if each.get("meta", {}).get("text") and _OURS.fullmatch(str(each.get("id")))
+                ]
+                who = noted[0] if noted else _who(one.get("completed_by"), reviewer)
+                yield image, choices, who, _when(one)
 
 
 def _plain_row(row: dict[str, Any], reviewer: str, file: Path) -> _Row:
@@ -166,7 +194,7 @@ def _plain_row(row: dict[str, Any], reviewer: str, file: Path) -> _Row:
     if isinstance(choice, dict):
         choice = choice.get("choices", [])
     choices = [choice] if isinstance(choice, str) and choice else list(choice)
-    return _image(row, file), choices, _who(row.get("annotator"), reviewer), str(row.get("created_at") or "")
+    return _image(row, file), choices, _who(row.get("annotator"), reviewer), _when(row)
 
 
 def _table_rows(file: Path, finder: PhotoFinder, reviewer: str) -> list[_Row]:
@@ -190,6 +218,10 @@ def _image(data: object, file: Path) -> str:
     path = unquote(parts.path)
     uploaded = _UPLOADED.search(path)
     return uploaded[1] if uploaded else path.lstrip("/")
+
+
+def _when(row: Mapping[str, Any]) -> str:
+    return str(row.get("updated_at") or row.get("created_at") or "")
 
 
 def _who(given: object, reviewer: str) -> str:

@@ -7,7 +7,7 @@ import filecmp
 import io
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from agridistill.errors import DataError, RunError
@@ -86,6 +86,17 @@ def _name_of(photo: str) -> str:
 def table_header(splits: Mapping[str, str]) -> str:
     """Returns the first line of a table of labels; `splits` is that of `write_label_table`."""
     return "image,label,split\n" if splits else "image,label\n"
+
+
+def require_own_table(table: Path, reviewed: Collection[str]) -> None:
+    """Raises a RunError if an existing table labels a photo that is not in `reviewed`: it is not of this review."""
+    if not table.exists():
+        return
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        other = next((row[0] for row in list(csv.reader(lines))[1:] if row and row[0] not in reviewed), None)
+    if other is not None:
+        got = f"'{table}', with a label of '{other}', which this review does not know"
+        raise RunError("a new file or an earlier result for --table", got, "choose another --table")
 
 
 def write_label_table(labels: Mapping[str, str], table: Path, splits: Mapping[str, str]) -> None:

@@ -112,12 +112,14 @@ class Review:
             OSError: the action cannot be written.
         """
         with self._lock:
-            valid = self._judgements.valid(self.reviewer)
-            if not valid or (photo_id is not None and _id(valid[-1].photo) != photo_id):
+            # Only choices on photos that the page shows: others would be lost unseen.
+            shown = [
+                action.photo for action in self._judgements.valid(self.reviewer) if _id(action.photo) in self._path_of
+            ]
+            if not shown or (photo_id is not None and _id(shown[-1]) != photo_id):
                 return None
-            photo = valid[-1].photo
-            self._record(Action(now(), self.reviewer, UNDO, "", photo))
-        return self._described(photo) if _id(photo) in self._path_of else None
+            self._record(Action(now(), self.reviewer, UNDO, "", shown[-1]))
+        return self._described(shown[-1])
 
     def _record(self, action: Action) -> None:
         self.log.append([action])
