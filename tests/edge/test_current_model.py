@@ -16,7 +16,7 @@ from tests.edge.watched import ANY, GREEN
 from agridistill.edge import verdict as verdict_module
 from agridistill.edge.events import Frame
 from agridistill.edge.verdict import CurrentModel, Decider
-from agridistill.errors import AgriDistillError
+from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.verdict import QualitySettings
@@ -100,6 +100,20 @@ def test_turns_without_any_photo_are_nothing_against_a_model(device: Device, lif
 
 def test_a_model_that_answers_no_photo_is_taken_back(life: Life) -> None:
     assert [life(2, DARK) for _ in range(4)] == [1, 1, 1, 0]
+
+
+def test_settings_that_no_model_fits_are_nothing_against_a_confirmed_model(device: Device, life: Life) -> None:
+    for _ in range(5):
+        life(4)
+    assert not device.slots.pointer().trial
+
+    def wrong(path: Path) -> Decider:
+        raise ConfigError("a class of the model in 'healthy'", "'helthy'", "correct it")
+
+    with pytest.raises(ConfigError, match="helthy"):
+        CurrentModel(device.slots, wrong)
+    assert device.slots.pointer().refused == {}
+    assert life(1) == 1
 
 
 @pytest.mark.usefixtures("at_once")

@@ -75,6 +75,12 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         assert (found.source, found.model) == (source, Path("tomato"))
 
 
+def test_the_home_of_an_unknown_user_is_a_path_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "watch.toml"
+    file.write_text('source = "~nobody-of-this-name/photos"\nmodel = "~nobody-of-this-name/x.onnx"\n')
+    assert read_settings(file).model == tmp_path / "~nobody-of-this-name" / "x.onnx"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

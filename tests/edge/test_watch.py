@@ -520,10 +520,10 @@ def test_what_the_disk_refuses_stands_in_the_state(
     refuse.set()
     real = History.add_all
 
-    def add(self: History, *given: Any, **more: Any) -> None:
+    def add(self: History, *given: Any, **more: Any) -> set[str]:
         if refuse.is_set():
             raise OutboxError("a history that can be written", "a full disk", "free some room")
-        real(self, *given, **more)
+        return real(self, *given, **more)
 
     monkeypatch.setattr(History, "add_all", add)
     monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.05)
@@ -544,10 +544,10 @@ def test_photos_that_are_there_already_are_stored_in_groups_and_told_afterwards(
     groups: list[int] = []
     real = History.add_all
 
-    def add_all(self: History, decisions: Any) -> None:
+    def add_all(self: History, decisions: Any) -> set[str]:
         assert len(self.recent(100)) == sum(groups)  # a listener has not been called before
-        real(self, decisions)
         groups.append(len(decisions))
+        return real(self, decisions)
 
     monkeypatch.setattr(History, "add_all", add_all)
     heard = once(settings, state)

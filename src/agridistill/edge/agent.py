@@ -21,6 +21,7 @@ from agridistill.edge.alerts.plots import open_alerts_json
 from agridistill.edge.delivery.broker import Connection
 from agridistill.edge.events import Detection, Frame, json_bytes
 from agridistill.edge.keep import Keeper
+from agridistill.edge.keep.store import GroupTooLargeError
 from agridistill.edge.network import Backoff
 from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.state import (
@@ -151,7 +152,7 @@ class Agent:
                 self._finished = True
                 return
             if frame is not None:
-                self._take(frame)
+                self._take(frame, stop)
             if frame is None or not self._frames.has_backlog or self._group_is_full:
                 self._store(stop)
             if self.model_changed.is_set():
@@ -162,13 +163,20 @@ class Agent:
             if self._keep is not None:
                 self._keep.follow(self.plots)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, stop: threading.Event) -> None:
         began = time.perf_counter()
         detection = self._model.decide(frame)
         small = thumbnail(frame) if self._keep_thumbnails else None
         decision = Decision(detection, small, frame.identity)
         if self._keep is not None:
-            decision = self._keep.keep(frame, decision, self.plots, self._model.decider.manifest.weights_sha256)
+            sha256 = self._model.decider.manifest.weights_sha256
+            try:
+                decision = self._keep.keep(frame, decision, self.plots, sha256)
+            except GroupTooLargeError:
+                self._store(stop)
+                if stop.is_set():
+                    return  # the group may not be stored; the next start decides on this photo again
+                decision = self._keep.keep(frame, decision, self.plots, sha256)
         self._group.append((began, decision))
 
     @property
@@ -178,28 +186,31 @@ class Agent:
     def _store(self, stop: threading.Event) -> None:
         """Stores the group of detections; then the source, the listeners and the rules get them."""
         group, self._group = self._group, []
-        if not group or not self._commit([decision for _, decision in group], stop):
+        new = self._commit([decision for _, decision in group], stop) if group else None
+        if new is None:
             return
         if self._keep is not None:
             self._keep.stored()
         for began, (detection, _, identity, _) in group:
             self._latencies.append(1000 * (time.perf_counter() - began))
-            self._verdicts[detection.verdict] += 1
             self._decided += 1
             if identity:
                 self._frames.done(identity)
             self._listeners.detection(detection)
-            self.plots.see(detection)
+            # A photo that could not be kept is decided again at the next start: its leaf counts once.
+            if detection.event_id in new:
+                self._verdicts[detection.verdict] += 1
+                self.plots.see(detection)
             self._send_alerts()  # after each detection: a message names the leaves that opened the alert
             if self._decided % _FRAMES_BETWEEN_CLEARINGS == 0:
                 return_freed_memory()
         if self._keep is not None:
             self._keep.follow(self.plots, now=True)
 
-    def _commit(self, group: Sequence[Decision], stop: threading.Event) -> bool:
+    def _commit(self, group: Sequence[Decision], stop: threading.Event) -> set[str] | None:
         """Writes detections to the broker's outbox, then to the history; retries until the disk accepts both.
 
-        Returns False if `stop` was set before that.
+        Returns the event ids that are new in the history; None if `stop` was set before that.
         """
         outbox = self._stores.outboxes.get(BROKER)
         messages = [
@@ -212,19 +223,19 @@ class Agent:
                 if outbox is not None:
                     outbox.add(messages)
                     outbox = None
-                self._stores.history.add_all(group)
+                new = self._stores.history.add_all(group)
             except OutboxError as error:
                 if self._trouble is None:
                     logger.error("detections cannot be stored (%s): the agent waits for the disk", error)
                 self._trouble = f"detections cannot be stored: {error}"
                 if stop.wait(backoff.pause_s()):
-                    return False
+                    return None
                 self.report()
                 continue
             if self._trouble is not None:
                 logger.warning("detections can be stored again")
                 self._trouble = None
-            return True
+            return new
 
     def _send_alerts(self) -> None:
         if time.monotonic() < self._send_alerts_at:

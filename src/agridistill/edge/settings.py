@@ -189,7 +189,7 @@ def _from_folder(value: Any, folder: Path) -> Any:
         found = getattr(value, item.name)
         if isinstance(found, Path):
             # A folder to write into may not exist yet.
-            changed[item.name] = folder / found.expanduser() if item.name == "folder" else _located(found, folder)
+            changed[item.name] = folder / _home_of(found) if item.name == "folder" else _located(found, folder)
         elif item.name == "source" and found and "://" not in found:
             changed[item.name] = str(_located(Path(found), folder))
         elif is_dataclass(found) and not isinstance(found, type):
@@ -199,5 +199,10 @@ def _from_folder(value: Any, folder: Path) -> Any:
 
 def _located(path: Path, folder: Path) -> Path:
     """Joins a path to `folder`; a name without a file there (a camera's number, a shipped model) stays unchanged."""
-    candidate = folder / path.expanduser()
+    candidate = folder / _home_of(path)
     return candidate if candidate.exists() or len(path.parts) > 1 or path.is_absolute() else path
+
+
+def _home_of(path: Path) -> Path:
+    """Replaces `~` by the home folder; a user without one leaves the path as it is, and reading it reports that."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError

@@ -148,7 +148,8 @@ class CurrentModel:
         """Loads the active model, for example after an update; if that fails, loads the last good model instead.
 
         Raises:
-            AgriDistillError: the model that `--model` names is the only one left, and cannot be loaded.
+            AgriDistillError: the model that `--model` names cannot be loaded either, for example because a rule names
+                a class that no model has. The active version stays.
         """
         active = self._slots.start()
         while True:
@@ -158,6 +159,8 @@ class CurrentModel:
             except AgriDistillError as error:
                 if active.version == 0:
                     raise
+                # If the first model fails as well, the settings or this installation are wrong, not the version.
+                self._create(self._slots.first)
                 logger.error("model version %d cannot be used: %s", active.version, error)
                 active = self._slots.give_up(active.version, str(error))
         self._active = active

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.edge.conftest import free_port, running, wait_for
@@ -79,6 +81,25 @@ def message(number: int = 0) -> Message:
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(outputs, "_POLL_S", 0.02)
+
+
+def test_a_disk_that_refuses_after_a_delivery_does_not_end_the_agent(
+    outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.add([Message(json.dumps(ALERT).encode())])
+    real, refusals = Outbox.delivered, [OSError(errno.EROFS, "Read-only file system")]
+
+    def delivered(self: Outbox, seqs: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        real(self, seqs)
+
+    monkeypatch.setattr(Outbox, "delivered", delivered)
+    monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 0.01)
+    webhook = Webhook(f"http://127.0.0.1:{receiver.port}/alert")
+    with delivering(Deliverer(outbox, webhook, webhook.name)):
+        wait_for(lambda: not outbox.pending())
+    assert len(receiver.got) == 2
 
 
 def test_alerts_are_posted_in_order_and_then_gone(receiver: Receiver, outbox: Outbox) -> None:

@@ -52,6 +52,35 @@ def sidecars(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def test_photos_of_a_group_that_fit_one_by_one_are_all_decided_and_the_newest_kept(
+    photos: Path, keeping: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(12):
+        put(photos, f"{number:02}.jpg", UNSURE)
+    size = max(path.stat().st_size for path in photos.iterdir())
+    heard = once(with_keep(keeping, max_megabytes=4 * (size + 1200) / 1e6), state)
+    assert len(heard.detections) == 12
+    assert len(sidecars(state / "kept")) >= 3
+    assert "is not kept" not in caplog.text
+
+
+def test_a_leaf_whose_photo_could_not_be_kept_counts_once(
+    photos: Path, keeping: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        put(photos, f"{number}.jpg", UNSURE)
+
+    def full(*given: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.KeptPhotos, "stage", full)
+        once(keeping, state)
+    once(keeping, state)
+    assert len(sidecars(state / "kept")) == 3
+    assert read_state(state).frames == 3
+
+
 def test_unsure_photos_are_kept_whole_before_they_are_deleted(
     photos: Path, keeping: WatchSettings, state: Path
 ) -> None:

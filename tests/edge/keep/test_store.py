@@ -16,7 +16,7 @@ from tests.edge.looks import detection
 
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.keep import store as module
-from agridistill.edge.keep.store import KeptPhotos, PhotoTooLargeError, thinned
+from agridistill.edge.keep.store import GroupTooLargeError, KeptPhotos, PhotoTooLargeError, thinned
 from agridistill.edge.store.history import Decision, History
 from agridistill.storage import replacing
 
@@ -189,7 +189,7 @@ def test_a_photo_larger_than_the_limit_is_refused(history: History, folder: Path
         stage(kept, 1)
     assert list(folder.iterdir()) == []
     kept = KeptPhotos(history, folder, 5000)
-    with pytest.raises(PhotoTooLargeError):  # or larger than the others that wait for the disk with it
+    with pytest.raises(GroupTooLargeError):
         keep(kept, history, 1, 2, 3)
     assert bytes_in(folder) <= 5000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from agridistill.edge.sources import (
     SourceRefusedError,
     SourceSettings,
     Stillness,
+    listing,
     open_source,
     source_identity,
 )
@@ -46,7 +48,7 @@ def frame(number: int) -> Frame:
     return Frame(np.zeros((2, 2, 3), np.uint8), str(number), "", 0.0)
 
 
-class Script:
+class Script(Source):
     """Gives what it is told to; an error is raised, also by `open` where it stands in `at_opening`."""
 
     def __init__(self, *steps: Frame | Exception, live: bool = False) -> None:
@@ -85,6 +87,48 @@ def taken(latest: LatestFrame) -> str:
     found = latest.take(10)
     assert found is not None
     return found.name
+
+
+def test_a_source_that_is_busy_is_not_at_its_end() -> None:
+    class Busy(Script):
+        """Has something only after a long search."""
+
+        searches = 30
+
+        def read(self, wait_s: float) -> Frame | None:
+            time.sleep(0.005)
+            self.searches -= 1
+            return frame(7) if self.searches == 0 else None
+
+        def is_busy(self) -> bool:
+            return self.searches > 0
+
+    with LatestFrame(Busy(), end_after_s=0.05) as latest:
+        assert taken(latest) == "7"
+        with pytest.raises(SourceEndedError):
+            latest.take(10)
+
+
+def test_a_folder_is_busy_until_all_known_photos_were_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_FOUND", 4)
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:02}.png")
+        os.utime(tmp_path / f"{number:02}.png", (1e9 + number, 1e9 + number))
+
+    asked = set[str]()
+
+    def seen(identity: str) -> bool:
+        if identity.startswith("bad "):
+            return False
+        time.sleep(0.02)
+        asked.add(identity)
+        return len(asked) < 20  # the oldest come first
+
+    source = FolderSource(tmp_path, SourceSettings(), seen)
+    with LatestFrame(source, end_after_s=0.1) as latest:
+        assert taken(latest) == "19.png"
+        with pytest.raises(SourceEndedError):
+            latest.take(10)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

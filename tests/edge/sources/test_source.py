@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -158,6 +158,22 @@ def test_only_large_photos_are_written_down_and_only_while_they_are_read() -> No
     with pytest.raises(PhotoError, match="a readable photo"):
         reader.read(encoded("JPEG", 2400, 1800)[:-9000], "damaged")
     assert kept.begun == {}
+
+
+def test_an_orderly_end_in_the_middle_of_a_photo_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept()
+    reader = PhotoReader(SourceSettings(shorter_side=100), kept)
+
+    def ended(self: PhotoReader, *given: object) -> NoReturn:
+        assert kept.begun == {"large": 1}
+        self.abandon()
+        assert kept.begun == {}
+        kept.begin("large")  # what `read` ends when it goes on
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PhotoReader, "_decode", ended)
+    with pytest.raises(KeyboardInterrupt):
+        reader.read(encoded("JPEG", 2400, 1800), "large")
 
 
 _KILLED_BY_LARGE_PHOTOS = """

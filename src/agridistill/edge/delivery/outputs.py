@@ -97,7 +97,7 @@ class Deliverer:
                 self._deliver(waiting.message, stop)
                 self._refused.pop(waiting.seq, None)
                 self.outbox.delivered([waiting.seq])
-            except (DeliveryError, OutboxError) as error:
+            except (DeliveryError, OutboxError, OSError) as error:  # OSError: the disk of the kept photos
                 if waiting is not None and isinstance(error, RefusedMessageError):
                     self._postpone(waiting.seq, error, quietly=bool(refusals))
                     refusals += 1

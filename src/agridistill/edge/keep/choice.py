@@ -14,7 +14,7 @@ from pydantic import Field
 from agridistill.edge.alerts import Plots
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.keep.photo import Reason
-from agridistill.edge.keep.store import KeptPhotos, PhotoTooLargeError
+from agridistill.edge.keep.store import GroupTooLargeError, KeptPhotos, PhotoTooLargeError
 from agridistill.edge.store.history import Decision
 from agridistill.errors import ConfigError, OutboxError
 
@@ -94,13 +94,19 @@ class Keeper:
         self._due = 0.0
 
     def keep(self, frame: Frame, decision: Decision, plots: Plots, model_sha256: str) -> Decision:
-        """Returns the decision to store: with its kept photo, which is written now, if it is one to keep."""
+        """Returns the decision to store: with its kept photo, which is written now, if it is one to keep.
+
+        Raises:
+            GroupTooLargeError: the decisions before must be stored first.
+        """
         detection = decision.detection
         reason = self._reason(detection, plots)
         if reason is None:
             return decision
         try:
             kept = self.photos.stage(frame, detection, reason, model_sha256, held=reason == "alert")
+        except GroupTooLargeError:
+            raise
         except PhotoTooLargeError as error:
             self._missed += 1
             logger.warning("a photo is not kept: %s", error)

@@ -47,7 +47,11 @@ _WAITING, _HELD = "uploaded = 0 AND held = 0", "uploaded = 0 AND held = 1"
 
 
 class PhotoTooLargeError(OutboxError):
-    """A photo is larger than the limit for all kept photos, or than what a group of new ones leaves of it."""
+    """A photo is larger than the limit for all kept photos."""
+
+
+class GroupTooLargeError(OutboxError):
+    """The photos of a group that is not stored yet leave no room for another one; it fits once they are stored."""
 
 
 class _Row(NamedTuple):
@@ -100,6 +104,7 @@ class KeptPhotos:
 
         Raises:
             PhotoTooLargeError: the photo is larger than the limit.
+            GroupTooLargeError: it fits only after `stored`.
             OSError: the disk is full or the folder is away.
             OutboxError: the history cannot be written.
         """
@@ -109,11 +114,11 @@ class KeptPhotos:
         content = photo_content(frame, location=self._location)
         document = json_text(sidecar(detection, reason, model_sha256, content))
         kept = Kept(document, len(content) + len(document.encode()), look_of(frame.pixels), held)
+        expected, got = f"photos of at most {self._max_bytes:,} bytes", f"a photo of {kept.size_bytes:,} bytes"
+        if kept.size_bytes > self._max_bytes:
+            raise PhotoTooLargeError(expected, got, "raise max_megabytes in [keep]")
         if self._staged_bytes + kept.size_bytes > self._max_bytes:
-            got = f"a photo of {kept.size_bytes:,} bytes"
-            raise PhotoTooLargeError(
-                f"photos of at most {self._max_bytes:,} bytes", got, "raise max_megabytes in [keep]"
-            )
+            raise GroupTooLargeError(f"{expected} in a group", got, "store the group first")
         with self._files:
             self._require_folder()
             self._make_room(kept.size_bytes)

@@ -218,6 +218,8 @@ class LatestFrame:
         with self._changed:
             self._changed.notify_all()
         self._thread.join(_STOP_S)
+        if self._thread.is_alive():
+            self._source.abandon()
 
     def take(self, wait_s: float) -> Frame | None:
         """Returns the next frame; None if none arrives within `wait_s` seconds, or after the `with` block.
@@ -303,10 +305,11 @@ class LatestFrame:
                     found = self._new_picture(found)
                 if found is not None:
                     self._offer(found)
+                if self._end_after_s is None:
+                    continue
+                if found is not None or self._source.is_busy():
                     idle_since = time.monotonic()
-                elif self._end_after_s is not None and (
-                    time.monotonic() - idle_since > self._end_after_s or self._source.is_quiet(self._end_after_s)
-                ):
+                elif time.monotonic() - idle_since > self._end_after_s or self._source.is_quiet(self._end_after_s):
                     raise SourceEndedError(f"there are no more new photos in '{self.name}'")
         finally:
             self._source.close()

@@ -159,6 +159,10 @@ class VideoSource(_Capture):
 
     live = False
 
+    def is_busy(self) -> bool:
+        """Returns True: between two frames that are due, many may have to be decoded; `read` reports the end."""
+        return True
+
     def __init__(self, path: Path, settings: SourceSettings, seen: Callable[[str], bool]) -> None:
         super().__init__()
         self.name, self._path = str(path), path

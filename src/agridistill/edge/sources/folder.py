@@ -100,6 +100,10 @@ class FolderSource(Source):
         """Returns whether photos that were found have not been read yet."""
         return bool(self._pending)
 
+    def is_busy(self) -> bool:
+        """Returns whether photos that are there, known or new, were not all considered yet."""
+        return bool(self._pending) or self._listing.has_more
+
     def is_quiet(self, quiet_s: float) -> bool:
         """Returns whether no photo waits or may still be written to, and no folder has changed for `quiet_s` seconds.
 
@@ -118,6 +122,10 @@ class FolderSource(Source):
         photo = self._handed.pop(frame_identity, None)
         if photo is not None:
             self._delete(photo)
+
+    def abandon(self) -> None:
+        """Records that the photo being read did not crash the agent."""
+        self._reader.abandon()
 
     def close(self) -> None:
         """Stops watching the folder."""

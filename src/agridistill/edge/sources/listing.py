@@ -125,7 +125,7 @@ class Listing:
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
         self._changed_ns = 0
-        self._must_search = self._has_more = False
+        self._must_search = self.has_more = False
         self._soon_at = self._latest_at = 0.0
 
     def open(self) -> None:
@@ -192,7 +192,7 @@ class Listing:
 
     def request_rescan(self) -> None:
         """Makes `is_due` return True soon; for a caller that skipped photos because too many were waiting."""
-        self._has_more = True
+        self.has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
         """Returns whether `search` should be called now; `idle`: whether all photos of the last one are processed."""
@@ -200,7 +200,7 @@ class Listing:
         if now >= self._aside_until:
             self._aside, self._aside_until = Hashes(), math.inf
             return True
-        return (idle and self._has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
+        return (idle and self.has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
 
     def search(self) -> list[Photo]:
         """Searches all folders, and returns the photos that are not marked: the oldest first, at most `MAX_FOUND`.
@@ -212,7 +212,7 @@ class Listing:
         self._must_search = False
         self._present, self._unreadable, self._others = array("q"), set(), Counter()
         found = heapq.nsmallest(MAX_FOUND, self._undecided())
-        self._has_more = len(found) == MAX_FOUND
+        self.has_more = len(found) == MAX_FOUND
         self._log_others()
         if self._inotify is not None:
             self._inotify.end_others()
@@ -235,7 +235,7 @@ class Listing:
         With `poll` it waits only 20 ms, because a file that is still being written must be checked again.
         """
         at = min(self._latest_at, self._aside_until)
-        soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
+        soon = _POLL_S if poll or self._must_search or self.has_more else at - time.monotonic()
         if self._inotify is None:
             time.sleep(max(0.0, min(wait_s, soon)))
         else:

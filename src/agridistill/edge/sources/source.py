@@ -93,12 +93,20 @@ class Source(Protocol):
         """Returns whether `read` can return several frames without a wait; may be called from any thread."""
         return False
 
+    def is_busy(self) -> bool:
+        """Returns whether `read` may still find frames among what is there already, though it returned None."""
+        return False
+
     def is_quiet(self, quiet_s: float) -> bool:
         """Returns whether there is no new photo and nothing has changed for `quiet_s` seconds; False if unknown."""
         return False
 
     def done(self, frame_identity: str) -> None:
         """Called when the detection of a frame is stored, perhaps by another thread; only a folder does something."""
+        return
+
+    def abandon(self) -> None:
+        """Called when the agent ends by itself while `read` may still be at work in another thread."""
         return
 
     def close(self) -> None:
@@ -132,6 +140,13 @@ class PhotoReader:
 
     def __init__(self, settings: SourceSettings, attempts: Attempts | None = None) -> None:
         self._settings, self._attempts = settings, attempts
+        self._begun = ""  # identity of the photo that is being read, if its attempt is recorded
+
+    def abandon(self) -> None:
+        """Records that the photo being read did not crash the agent, which ends before the photo is decoded."""
+        if self._begun and self._attempts is not None:
+            with contextlib.suppress(OutboxError):
+                self._attempts.end(self._begun)
 
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
         """Decodes a photo to `(H, W, 3)` uint8 RGB, upright, scaled to a shorter side of about `shorter_side` pixels.
@@ -157,9 +172,11 @@ class PhotoReader:
         if crashes >= _MAX_CRASHES:
             got = f"{name} (the agent crashed twice while reading it)"
             raise PhotoError("a photo that can be read", got, "scale it down and copy it into the folder again")
+        self._begun = identity
         try:
             return self._decode(source, name)
         finally:
+            self._begun = ""
             with contextlib.suppress(OutboxError):
                 attempts.end(identity)
 

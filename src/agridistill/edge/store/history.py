@@ -127,8 +127,12 @@ class History(SqliteFile):
         """
         self.add_all([Decision(detection, thumbnail, identity)])
 
-    def add_all(self, decisions: Sequence[Decision]) -> None:
-        """Stores detections as `add` does: all or none, with a single wait for the disk."""
+    def add_all(self, decisions: Sequence[Decision]) -> set[str]:
+        """Stores detections as `add` does: all or none, with a single wait for the disk.
+
+        Returns the event ids of those that were not stored before.
+        """
+        new = set[str]()
         with self.writing() as database:
             for found, thumbnail, identity, kept in decisions:
                 document = json.dumps(found.to_json(), ensure_ascii=False)
@@ -138,6 +142,8 @@ class History(SqliteFile):
                     (found.event_id, found.at_s, found.plot, found.verdict, document, thumbnail, self._source),
                 )
                 add_to_counter(database, f"verdict:{found.verdict}", cursor.rowcount)
+                if cursor.rowcount:
+                    new.add(found.event_id)
                 if identity:
                     database.execute(_MARK, (identity, found.model))
                 if kept is not None:
@@ -146,6 +152,7 @@ class History(SqliteFile):
                 self._trim(database)
                 self._until_trim = _TRIM_EVERY
         self._until_trim -= len(decisions)
+        return new
 
     def decided_by(self, identity: str) -> str | None:
         """Returns the id of the model that has classified a photo: the first 12 digits of the model's sha256.
