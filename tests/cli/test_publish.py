@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from tests.test_heic import HEIC
 from typer.testing import CliRunner, Result
 
 from agridistill.cli import watch as command
@@ -99,6 +100,55 @@ def test_a_release_is_written_that_its_key_vouches_for(
     document = json.loads(run(*words, "--json").stdout)
     assert document["unchanged"]
     assert document["agreement"] == 1.0
+
+
+def test_a_repeated_release_is_unchanged_only_with_the_same_signers_and_intact_files(
+    run: Run, key: Path, golden: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "served", tmp_path / "keys" / "other.pem"
+    run("--new-key", other)
+    words = (colour_model, "--version", 3, "--golden", golden, "--out", out, "--json", "--key", key)
+
+    def signers() -> set[str]:
+        return {one["key_id"] for one in json.loads((out / "release.json").read_text())["signatures"]}
+
+    run(*words)
+    both = json.loads(run(*words, "--key", other).stdout)
+    assert not both["unchanged"]
+    assert len(both["key_ids"]) == 2
+    assert signers() == set(both["key_ids"])
+    photo = out / "v3" / "golden-001.png"
+    content = photo.read_bytes()
+    for damage in (photo.unlink, lambda: photo.write_bytes(content[:-1] + b"x")):
+        damage()
+        assert not json.loads(run(*words, "--key", other).stdout)["unchanged"]
+        assert photo.read_bytes() == content
+    before = (out / "release.json").read_bytes()
+    assert json.loads(run(*words, "--key", other).stdout)["unchanged"]
+    assert (out / "release.json").read_bytes() == before
+
+
+def test_a_damaged_release_in_the_folder_is_named_with_the_remedy(
+    run: Run, key: Path, golden: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "served" / "release.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
+    with pytest.raises(EdgeError) as error:
+        run(colour_model, "--key", key, "--version", 2, "--golden", golden, "--out", damaged.parent)
+    assert str(damaged) in error.value.got
+    assert error.value.remedy == "restore it; or delete it, and use a --version above the last one"
+    assert damaged.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", pytest.param("a.HEIC", marks=pytest.mark.needs("heic"))])
+def test_a_heic_golden_photo_is_refused_because_devices_may_not_read_it(
+    run: Run, key: Path, golden: Path, colour_model: Path, tmp_path: Path, name: str
+) -> None:
+    (golden / "red" / name).write_bytes(HEIC)
+    with pytest.raises(EdgeError, match=rf"every device can read; got the HEIC photo '.*{name}'; save it as JPEG"):
+        run(colour_model, "--key", key, "--version", 1, "--golden", golden, "--out", tmp_path / "served")
+    assert not (tmp_path / "served").exists()
 
 
 def test_without_class_folders_the_models_own_answers_count(

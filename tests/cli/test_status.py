@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import typer
 from tests.edge.looks import HOSTILE, KEPT, detection, filled_history, state
 
 from agridistill.cli.status import status
-from agridistill.edge.state import HISTORY_FILE, write_state
+from agridistill.cli.watch import _command, watch
+from agridistill.edge import building
+from agridistill.edge.state import HISTORY_FILE, read_state, write_state
 from agridistill.errors import EdgeError
 
 Capture = pytest.CaptureFixture[str]
@@ -69,7 +73,7 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
     assert code == 1
     assert out.startswith(f"field-7: not running since {when} (1 h 1 min ago)")
-    assert "agridistill watch /photos/inbox --model models/ab" in err
+    assert "agridistill watch /photos/inbox --model MODEL" in err
     assert f"a process {os.getpid()} exists: if that is the agent, its disk may be full" in " ".join(out.split())
     write_state(folder, state(pid=2**22 + 1, at_s=at_s))  # above what Linux gives
     assert f"Problem: the agent has not run since {when}" in run(capsys, "--state", folder)[1]
@@ -100,7 +104,52 @@ def test_an_agent_that_its_user_stopped_is_no_problem(folder: Path, capsys: Capt
     code, out, err = run(capsys, "--state", folder)
     assert (code, "Problem" in out) == (0, False)
     assert out.startswith("field-7: stopped by Ctrl-C at ")
-    assert f"Next: agridistill watch /photos/inbox --model models/ab --state {folder}" in err.replace("\n", " ")
+    assert f"Next: agridistill watch /photos/inbox --model MODEL --state {folder}" in err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "continues"),
+    [
+        (["PHOTOS", "--model", "MODEL"], ["PHOTOS", "--model", "MODEL"]),
+        (["--config", "CONFIG"], ["--config", "CONFIG"]),
+        (
+            ["PHOTOS", "--config", "CONFIG", "--plot", "north east", "--no-thumbnails", "--quiet"],
+            ["PHOTOS", "--config", "CONFIG", "--plot", "north east", "--no-thumbnails"],
+        ),
+    ],
+)
+def test_the_command_that_continues_has_the_options_of_the_one_that_ran(
+    tmp_path: Path,
+    colour_model: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    continues: list[str],
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "watch.toml").write_text(f'source = "photos"\nmodel = "{colour_model}"\n')
+    places = {"PHOTOS": tmp_path / "photos", "CONFIG": tmp_path / "watch.toml", "MODEL": colour_model}
+    given, expected = ([str(places.get(word, word)) for word in line] for line in (words, continues))
+    monkeypatch.setattr(building, "_IDLE_S", 0.0)
+    app = typer.Typer()
+    app.command()(watch)
+    app(args=[*given, "--state", str(tmp_path / "state"), "--once"], standalone_mode=False)
+    # As after an update: the model in use is in the state folder, from which later updates remove it.
+    ended = read_state(tmp_path / "state")
+    updated = {**ended.model, "version": 1, "path": str(tmp_path / "state" / "models" / "v1" / "leaf.onnx")}
+    write_state(tmp_path / "state", replace(ended, model=updated, pid=2**22 + 1))
+    err = run(capsys, "--state", tmp_path / "state")[2]
+    line = shlex.join(["agridistill", "watch", *expected, "--state", str(tmp_path / "state")])
+    assert err.replace("\n", " ").strip() == f"Next: {line}"
+
+
+def test_the_command_that_continues_has_no_secret_of_the_source() -> None:
+    assert _command("rtsp://me:secret@camera/live", {"model": Path("leaf.onnx")}) == [
+        "rtsp://camera/live",
+        "--model",
+        "leaf.onnx",
+    ]
+    assert _command("rtsp://camera/user=me&password=secret", {}) == ["SOURCE"]
 
 
 def test_detections_of_another_model_than_the_present_one_name_it(folder: Path, capsys: Capture) -> None:

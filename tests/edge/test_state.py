@@ -39,6 +39,13 @@ def test_what_was_written_is_read_again(tmp_path: Path, changes: dict[str, Any])
     assert [path.name for path in (tmp_path / "new").iterdir()] == [STATE_FILE]
 
 
+def test_a_state_of_an_earlier_release_is_read_without_the_command(tmp_path: Path) -> None:
+    earlier = state().to_json()
+    del earlier["command"]
+    (tmp_path / STATE_FILE).write_text(json.dumps(earlier))
+    assert read_state(tmp_path).command == ()
+
+
 def test_a_field_of_a_later_release_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text(json.dumps(state().to_json() | {"humidity": 3}))
     assert read_state(tmp_path).device == "field-7"

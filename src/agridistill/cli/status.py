@@ -74,10 +74,12 @@ def status(
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
     if not running:
-        # A name whose secrets were replaced by … is no valid source.
+        # Without the command: a name whose secrets were replaced by … is no valid source, and the model of an update is
+        # not that of --model.
         source = found.source if "…" not in found.source else "SOURCE"
+        model = "MODEL" if found.model.get("version") else str(found.model.get("path") or "MODEL")
         words = () if state is None else ("--state", state)
-        output.next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
+        output.next_command("watch", *(found.command or (source, "--model", model)), *words)
     if problems:
         raise typer.Exit(1)
 

@@ -117,15 +117,33 @@ def watch(
         raise ConfigError("a model", "none", remedy)
     settings = replace(settings, model=model_path(settings.model))
     folder = state if state is not None else state_folder()
+    shown = {"model": model, "config": config, "broker": broker, "device": device, "plot": plot, "every": every}
+    command = _command(source, shown | {"after": after, "page": page, "app": app, "thumbnails": thumbnails})
     printer = _Printer(json=json, quiet=quiet)
     with _stopping() as (stop, by_user):
         listeners = Listeners(printer.detection, printer.alert, printer.page)
-        end = run(settings, folder, stop, listeners, once=once, by_user=by_user.is_set)
+        end = run(settings, folder, stop, listeners, once=once, by_user=by_user.is_set, command=command)
     if not json:
         counts = verdict_counts_words(end.verdicts)
         new = number_of(printer.detections, "new detection") if printer.detections else "no new detections"
         stderr.print(f"The agent has ended: {new}; {number_of(end.frames, 'frame')} in all runs ({counts}).")
     output.next_command("status", *(("--state", folder) if state is not None else ()))
+
+
+def _command(source: str | None, given: Mapping[str, Any]) -> list[str]:
+    """Returns the words after `agridistill watch` that start the agent again, without parts that may be secret."""
+    from agridistill.edge.network import public_name, split_url
+
+    words = []
+    if source is not None:
+        name = public_name(split_url(source)) if "://" in source else source
+        words.append("SOURCE" if "…" in name else name)
+    for option, value in given.items():
+        if value is not None and not isinstance(value, bool):
+            words += [f"--{option}", str(value)]
+        elif value is not None:
+            words.append(f"--{option}" if value else f"--no-{option}")
+    return words
 
 
 class _Printer:

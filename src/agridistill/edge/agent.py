@@ -87,6 +87,7 @@ class Agent:
         keep: keeps the photos that are worth a look; None keeps none.
         listeners: functions to call for detections and alerts; None for none.
         connection: state of the connection to the broker, for `state.json`; None without a broker.
+        command: words after `agridistill watch` that start this agent again, for `state.json`; empty if not known.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class Agent:
         keep: Keeper | None = None,
         listeners: Listeners | None = None,
         connection: Connection | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         self._device, self._frames, self._model, self._stores = device, frames, model, stores
         self._create_plots, self._keep_thumbnails, self._keep = plots, keep_thumbnails, keep
         self._listeners, self._connection = listeners or Listeners(), connection
+        self._command = tuple(command)
         self.plots = plots(model.decider.manifest.classes)
         self.model_changed = threading.Event()
         self._started_s, self._started = time.time(), time.monotonic()
@@ -321,6 +324,7 @@ class Agent:
             cannot_warn=self.plots.cannot_warn,
             alerts=tuple(open_alerts_json(open_alerts)),
             kept=None if self._keep is None else self._keep.state(),
+            command=self._command,
         )
 
 

@@ -64,6 +64,7 @@ def watch(
     *,
     once: bool = False,
     by_user: Callable[[], bool] = lambda: False,
+    command: Sequence[str] = (),
 ) -> AgentState:
     """Runs the agent in the calling thread until `stop` is set.
 
@@ -75,6 +76,7 @@ def watch(
         once: also end when the folder or video has no new photos and all messages are delivered. Messages that
             no receiver accepts for 30 s are left for the next run.
         by_user: returns whether the user set `stop` with Ctrl-C; `AgentState.stopped` records it.
+        command: words after `agridistill watch` that start this agent again, without secrets; `status` prints them.
 
     Returns:
         The state of the agent at its end.
@@ -101,7 +103,7 @@ def watch(
         slots = ModelSlots(state / "models", model)
         connection = Connection(settings.broker.host, settings.broker.port) if settings.broker else None
         keeper = _keeper(settings, stores, stack)
-        agent = _agent(settings, stores, slots, listeners, connection, keeper, stack, once=once)
+        agent = _agent(settings, stores, slots, listeners, connection, keeper, stack, once=once, command=command)
         workers = _workers(settings, stores, slots, agent, connection)
         queues: list[Outbox | KeptPhotos] = [*stores.outboxes.values()]
         if keeper is not None and settings.keep is not None and settings.keep.upload:
@@ -177,6 +179,7 @@ def _agent(
     stack: contextlib.ExitStack,
     *,
     once: bool,
+    command: Sequence[str],
 ) -> Agent:
     history = stores.history
 
@@ -246,6 +249,7 @@ def _agent(
         keep=keeper,
         listeners=listeners,
         connection=connection,
+        command=command,
     )
 
 

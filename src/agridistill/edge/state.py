@@ -87,6 +87,7 @@ class AgentState(Document):
     # Of `[keep]`: photos, bytes, upload (whether one is set), waiting, waiting_bytes, oldest_s, uploaded, dropped,
     # missed and trouble; None without it, or if it cannot be read.
     kept: Mapping[str, Any] | None = None
+    command: tuple[str, ...] = ()  # the words after `agridistill watch` that start this agent again, without secrets
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:

@@ -84,6 +84,21 @@ def test_a_check_ends_when_the_agent_stops_and_is_done_at_the_next(
     assert device.check().outcome == "installed"
 
 
+def test_a_golden_photo_that_this_device_cannot_read_is_nothing_against_the_model(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_text("a format that only the publisher reads")
+    with monkeypatch.context() as patch:
+        patch.setattr("agridistill.edge.updates.publishing._golden", lambda *given: ([photo], ["green"], 1.0))
+        publisher.publish(1)
+    result = device.check()
+    assert result.outcome == "postponed"
+    assert "golden photos that this device can read; got '" in result.reason
+    assert "golden-001.jpg" in result.reason
+    assert device.slots.pointer().refused == {}
+
+
 def test_a_signal_to_the_agents_terminal_does_not_reach_the_check(
     check_with: Callable[..., UpdateResult], tmp_path: Path
 ) -> None:

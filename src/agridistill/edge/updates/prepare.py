@@ -32,7 +32,7 @@ from agridistill.edge.updates.release import (
     ReleaseFile,
     UnavailableError,
 )
-from agridistill.errors import EdgeError
+from agridistill.errors import EdgeError, PhotoError
 from agridistill.storage import sync_folder
 
 SPARE_BYTES = 50_000_000
@@ -282,7 +282,8 @@ def check_golden(folder: Path, release: Release, threads: int, stop: threading.E
         RefusedError: the model has other classes than the release, predicts too few labels right, crashes, or takes
             longer than 120 s.
         KilledCheckError: SIGKILL ended the process.
-        UnavailableError: `stop` was set, or another signal ended the process; the model may be good.
+        UnavailableError: `stop` was set, another signal ended the process, or a golden photo cannot be read on this
+            device; the model may be good.
         OSError: the process cannot be started.
     """
     question = {
@@ -295,6 +296,13 @@ def check_golden(folder: Path, release: Release, threads: int, stop: threading.E
         answer = json.loads(output)
     except ValueError:
         raise _without_answer(code, log) from None
+    if "unreadable" in answer:
+        # The photo is intact, and its publisher could read it.
+        raise UnavailableError(
+            "golden photos that this device can read",
+            answer["unreadable"],
+            "correct this on the device, or publish a new version with other golden photos",
+        )
     if tuple(answer["classes"]) != release.classes:
         raise RefusedError(
             "a model with the classes that its release names",
@@ -370,8 +378,11 @@ def main() -> None:
         os.dup2(2, 1)
         predictor = Predictor(open_artefact(Path(question["model"]), threads=question["threads"]))
         # One photo at a time, as in the agent.
-        labels = [predictor.predict(Path(photo)).label for photo in question["photos"]]
-        json.dump({"classes": predictor.manifest.classes, "labels": labels}, answer)
+        try:
+            labels = [predictor.predict(Path(photo)).label for photo in question["photos"]]
+            json.dump({"classes": predictor.manifest.classes, "labels": labels}, answer)
+        except PhotoError as error:
+            json.dump({"unreadable": error.got}, answer)
 
 
 def _lower_priority() -> None:

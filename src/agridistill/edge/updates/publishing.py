@@ -18,6 +18,7 @@ from agridistill.edge.updates.release import (
     MAX_RELEASE_BYTES,
     RELEASE_NAME,
     GoldenPhoto,
+    RefusedError,
     Release,
     ReleaseFile,
     TrustChange,
@@ -28,6 +29,7 @@ from agridistill.edge.updates.release import (
 )
 from agridistill.errors import EdgeError, ModelError
 from agridistill.manifest import composed, sha256_of
+from agridistill.photo_files import HEIC_SUFFIXES, is_heic, suffix_of
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.engines import SUFFIXES
@@ -64,7 +66,7 @@ class PublishResult:
     size_bytes: int  # size of the files that a device downloads
     golden_photos: int
     agreement: float  # share of golden photos that the model answers right on this machine, 0 to 1
-    unchanged: bool  # the same release existed already, so nothing was written
+    unchanged: bool  # the same release, signed by these keys, existed already and is intact, so nothing was written
     # "holds": the release has a proof that holds; "without": `without_proof` was set; "not needed": it is the first
     # release of the channel, or has the model of the last one.
     proof: Literal["holds", "without", "not needed"] = "not needed"
@@ -86,7 +88,8 @@ def publish(
 ) -> PublishResult:
     """Publishes a model as a signed release: writes its files to `OUT/vVERSION/`, and then `OUT/release.json`.
 
-    Devices see the new version when `release.json` is replaced.
+    Devices see the new version when `release.json` is replaced. If the release exists already with other signatures or
+    with a damaged file, it is written again.
 
     Args:
         model: an exported model file (.onnx or .tflite), with its manifest next to it.
@@ -99,8 +102,9 @@ def publish(
         progress: called after each golden photo with the number of finished photos, and of all.
 
     Raises:
-        EdgeError: there is no key, the version or a higher one is published already, a setting is not allowed, or there
-            is no proof that the model may replace the released one.
+        EdgeError: there is no key, another release with this version or a higher one is published already, its
+            `release.json` is damaged, a setting is not allowed, a golden photo is HEIC, or there is no proof that the
+            model may replace the released one.
         ModelError: `model` is not an exported model, or answers too few golden photos right.
         DataError: a golden photo cannot be read.
     """
@@ -135,7 +139,7 @@ def publish(
             "only signing keys that --revoke-key revokes",
             "add the next key with --trust-key",
         )
-    unchanged = published is not None and _is_same(published, release, out)
+    unchanged = published is not None and _is_same(published, release, out) and _is_intact(published, keys, out)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
     return PublishResult(
@@ -162,6 +166,11 @@ def _golden(
         raise EdgeError(
             f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some of them"
         )
+    for photo in photos:
+        if suffix_of(photo.name) in HEIC_SUFFIXES or is_heic(photo):
+            # It needs an extra that devices may not have.
+            got = f"the HEIC photo '{photo}'"
+            raise EdgeError("golden photos that every device can read", got, "save it as JPEG, or remove it")
     answers = []
     for photo in photos:
         answers.append(predictor.predict(photo).label)
@@ -235,7 +244,16 @@ def _release(
 def _published(out: Path) -> Release | None:
     """Returns the release in the folder; None without one."""
     path = out / RELEASE_NAME
-    return stored_release(path.read_bytes()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return stored_release(path.read_bytes())
+    except RefusedError as error:
+        raise EdgeError(
+            f"a {RELEASE_NAME} that this AgriDistill can read",
+            f"'{path}' ({error.got})",
+            "restore it; or delete it, and use a --version above the last one",
+        ) from None
 
 
 def _is_same(published: Release, release: Release, out: Path) -> bool:
@@ -259,6 +277,13 @@ def _is_same(published: Release, release: Release, out: Path) -> bool:
             f"publish with --version {release.version + 1}",
         )
     return True
+
+
+def _is_intact(published: Release, keys: Sequence[Ed25519PrivateKey], out: Path) -> bool:
+    """Whether exactly these keys have signed the published release, and all its files are intact."""
+    # Ed25519 signs the same content always in the same way.
+    is_signed = (out / RELEASE_NAME).read_bytes() == signed_release(published, keys)
+    return is_signed and all(file.is_intact(out / published.folder / file.name) for file in published.files)
 
 
 def _require_proof(model: Path, sha256: str, published: Release | None, out: Path, settings: PublishSettings) -> None:
