@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,20 @@ _ACTIVE = """async () => {
 
 
 class SlowServer:
-    """Serves a folder, which may change; counts what it sends, can be slow, and can be away."""
+    """Serves a folder, which may change; counts what it sends, can be slow, and can be away.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.bytes_a_second, self.sent_bytes = folder, 0, 0
+    With `all_files` it also serves other files and folders than those of one page, as a web host does.
+    """
+
+    def __init__(self, folder: Path, *, all_files: bool = False) -> None:
+        self.folder, self.all_files, self.bytes_a_second, self.sent_bytes = folder, all_files, 0, 0
         self.asked: list[str] = []
         outer, lock = self, threading.Lock()
 
         class Handler(_Handler):
-            def translate_path(self, path: str) -> str:
+            def send_head(self) -> Any:
                 self.directory = str(outer.folder)
-                return super().translate_path(path)
+                return SimpleHTTPRequestHandler.send_head(self) if outer.all_files else super().send_head()
 
             def do_GET(self) -> None:  # noqa: N802 - the base class's name
                 with lock:
@@ -116,8 +119,8 @@ class SlowServer:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[SlowServer]:
-    server = SlowServer(folder)
+def serving(folder: Path, *, all_files: bool = False) -> Iterator[SlowServer]:
+    server = SlowServer(folder, all_files=all_files)
     try:
         yield server
     finally:

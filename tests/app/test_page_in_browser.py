@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -347,6 +348,83 @@ def test_an_update_over_a_slow_network_that_ends_leaves_the_release_before(
         phone.page.reload()
         phone.page.locator("#update").wait_for(timeout=30_000)
         context.close()
+
+
+@pytest.fixture
+def host(two_versions: tuple[Version, Version], tmp_path: Path) -> Iterator[SlowServer]:
+    """A web host with two pages, each in a folder of its own, and another file beside one of them."""
+    for name, version in zip(("tomato", "potato"), two_versions, strict=True):
+        shutil.copytree(version.site.out, tmp_path / "host" / name)
+    (tmp_path / "host" / "tomato" / "guide.txt").write_text("a guide")
+    with serving(tmp_path / "host", all_files=True) as found:
+        yield found
+
+
+def kept(phone: Phone) -> tuple[str, str]:
+    """How many answers a page keeps, as it says, and the address to which it sends."""
+    phone.page.wait_for_timeout(300)  # the history is read after the page has begun
+    return phone.page.locator("#history-count").inner_text(), phone.page.get_by_test_id("address").input_value()
+
+
+def test_pages_of_one_host_leave_each_other_alone(
+    browser: Any, host: SlowServer, two_versions: tuple[Version, Version], leaf: Image.Image
+) -> None:
+    context = browser.new_context()
+    tomato = Phone.of(context.new_page()).open(f"{host.address}tomato/")
+    tomato.wait_until_installed()
+    shoot(tomato, stored(leaf)[0])
+    tomato.page.locator("[data-testid=settings] > summary").click()
+    tomato.page.get_by_test_id("address").fill("https://farm.test/in")
+    tomato.page.get_by_test_id("address").press("Tab")
+    potato = Phone.of(context.new_page()).open(f"{host.address}potato/")
+    potato.wait_until_installed()
+    potato.page.reload()
+    potato.engine()
+    assert (kept(tomato), kept(potato)) == (("(1)", "https://farm.test/in"), ("", ""))
+    host.stop()
+    for each, version, expected in ((tomato, "first", ("(1)", "https://farm.test/in")), (potato, "second", ("", ""))):
+        each.page.reload()
+        each.engine()
+        assert seen_version(each, two_versions) == version
+        assert kept(each) == expected
+    context.close()
+
+
+def test_other_files_beside_an_installed_page_come_from_the_host(browser: Any, host: SlowServer) -> None:
+    context = browser.new_context()
+    phone = Phone.of(context.new_page()).open(f"{host.address}tomato/")
+    phone.wait_until_installed()
+    assert phone.page.evaluate("fetch('guide.txt').then((found) => found.text())") == "a guide"
+    context.close()
+
+
+# What a page of AgriDistill kept before names had the page's path.
+_OLD = """() => new Promise((resolve) => {
+  localStorage.setItem("agridistill", JSON.stringify({ send: true, address: "https://farm.test/in" }));
+  const request = indexedDB.open("agridistill", 1);
+  request.onupgradeneeded = () => {
+    const answers = request.result.createObjectStore("answers", { keyPath: "id" });
+    answers.createIndex("at", "at");
+    request.result.createObjectStore("photos");
+    answers.add({ id: "ab12", at: "2026-03-01T10:20:30.000Z", verdict: "unsure", problem: "", label: "red",
+      probability: 0.5, probabilities: {}, oodScore: null, plant: "ab12", place: null, model: "", photo: "leaf.jpg",
+      thumbnail: null });
+  };
+  request.onsuccess = () => { request.result.close(); resolve(); };
+})"""
+
+
+def test_the_history_and_settings_of_an_earlier_version_stay_with_one_page(browser: Any, host: SlowServer) -> None:
+    context = browser.new_context()
+    tomato, potato = Phone.of(context.new_page()), Phone.of(context.new_page())
+    tomato.page.goto(f"{host.address}tomato/guide.txt")
+    tomato.page.evaluate(_OLD)
+    for _ in range(2):
+        assert kept(tomato.open(f"{host.address}tomato/")) == ("(1)", "https://farm.test/in")
+        assert kept(potato.open(f"{host.address}potato/")) == ("", "")
+    assert tomato.page.get_by_test_id("send").is_checked()
+    assert [each for each in tomato.complaints if "404" not in each] == []  # the guide has no icon
+    context.close()
 
 
 def test_updates_that_are_killed_never_mix_releases(site: Site, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ const PHOTOS = "photos";
 export class History {
   private constructor(private readonly database: IDBDatabase) {}
 
-  static async open(name = "agridistill"): Promise<History> {
+  static async open(name: string): Promise<History> {
     try {
       const request = indexedDB.open(name, 1);
       request.onupgradeneeded = () => {

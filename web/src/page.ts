@@ -13,9 +13,10 @@ import { problemOf, requireModernBrowser } from "./problems";
 import { openRecogniser, seeAnyFormat, type Recogniser } from "./recogniser";
 import { ReleaseFiles, type Release } from "./release";
 import { plantView, resultView } from "./resultView";
+import { historyName, pageFolder, takeOver } from "./scope";
 import { send } from "./sending";
 import { readSettings, writeSettings } from "./settings";
-import { connectSettings } from "./settingsView";
+import { connectSettings, showSettings } from "./settingsView";
 import type { Texts } from "./texts/en";
 import { followUpdates } from "./updates";
 import type { Prediction } from "./verdict";
@@ -63,11 +64,16 @@ class Page {
   }
 
   private async begin(): Promise<void> {
-    const words = new ReleaseFiles(this.release, this.base).json("words.json");
-    this.words = await words.then((found) => found as Words).catch(() => this.words);
+    const files = new ReleaseFiles(this.release, this.base);
+    const words = files.json("words.json").then((found) => found as Words).catch(() => this.words);
+    if (await takeOver(this.base)) {
+      Object.assign(this.settings, readSettings());
+      showSettings(this.settings);
+    }
+    this.words = await words;
     this.speech = this.speechOf();
     try {
-      this.history = await History.open();
+      this.history = await History.open(historyName(this.base));
       this.historyView = new HistoryView(this.history, this.speech);
     } catch {
       this.lasting.push(["error_none"]);
@@ -106,7 +112,6 @@ class Page {
   private connect(): void {
     const language = byId<HTMLSelectElement>("language");
     for (const [code, { name }] of Object.entries(LANGUAGES)) language.append(make("option", name, { value: code, lang: code }));
-    language.value = this.speech.language;
     language.onchange = () => {
       this.settings.language = language.value;
       writeSettings(this.settings);
@@ -222,6 +227,7 @@ class Page {
   private draw(): void {
     const { speech } = this;
     document.documentElement.lang = speech.language;
+    byId<HTMLSelectElement>("language").value = speech.language;
     document.documentElement.dir = speech.direction;
     for (const each of document.querySelectorAll<HTMLElement>("[data-text]")) {
       each.textContent = speech.text(each.dataset["text"] as keyof Texts);
@@ -296,7 +302,7 @@ function randomId(): string {
 
 export async function startPage(): Promise<void> {
   const release = JSON.parse(byId("release").textContent) as Release;
-  const page = new Page(release, new URL(".", document.baseURI).href);
+  const page = new Page(release, pageFolder());
   // For tests and for the curious; README.md describes it.
   Object.assign(window, {
     agridistill: {

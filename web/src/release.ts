@@ -1,6 +1,7 @@
 /** The files of the release that this page belongs to, from the release's cache or else from the server. */
 
 import { unpackLzma } from "./lzma";
+import { cacheName } from "./scope";
 
 export interface ReleaseFile {
   readonly path: string;
@@ -26,10 +27,6 @@ export class ReleaseError extends Error {
   ) {
     super(message);
   }
-}
-
-export function cacheName(release: Release): string {
-  return `release-${release.release}`;
 }
 
 /** Returns the sha256 in hex, or null where the browser has no hashes: on pages without https. */
@@ -136,7 +133,7 @@ export class ReleaseFiles {
   /** Pages without https and some private windows have no caches: then all comes from the server. */
   private async cache(): Promise<Cache | undefined> {
     try {
-      return await globalThis.caches?.open(cacheName(this.release));
+      return await globalThis.caches?.open(cacheName(this.base, this.release.release));
     } catch {
       return undefined;
     }

@@ -1,5 +1,7 @@
 /** What the user chose, in localStorage; where that is closed, until the page closes. */
 
+import { ownName, pageFolder } from "./scope";
+
 export interface Settings {
   language: string;
   place: boolean;
@@ -7,13 +9,12 @@ export interface Settings {
   address: string;
 }
 
-const KEY = "agridistill";
 const DEFAULTS: Settings = { language: "", place: false, send: false, address: "" };
 
 export function readSettings(): Settings {
   const found: Settings = { ...DEFAULTS };
   try {
-    const stored = JSON.parse(localStorage.getItem(KEY) ?? "{}") as Partial<Record<keyof Settings, unknown>>;
+    const stored = JSON.parse(localStorage.getItem(ownName(pageFolder())) ?? "{}") as Partial<Record<keyof Settings, unknown>>;
     if (typeof stored.language === "string") found.language = stored.language;
     if (typeof stored.address === "string") found.address = stored.address;
     found.place = stored.place === true;
@@ -26,7 +27,7 @@ export function readSettings(): Settings {
 
 export function writeSettings(settings: Settings): void {
   try {
-    localStorage.setItem(KEY, JSON.stringify(settings));
+    localStorage.setItem(ownName(pageFolder()), JSON.stringify(settings));
   } catch {
     // They stay until the page closes.
   }

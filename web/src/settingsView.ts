@@ -6,10 +6,16 @@ import { checkedAddress } from "./sending";
 import { writeSettings, type Settings } from "./settings";
 import type { Texts } from "./texts/en";
 
+export function showSettings(settings: Settings): void {
+  byId<HTMLInputElement>("place").checked = settings.place;
+  byId<HTMLInputElement>("send").checked = settings.send;
+  byId<HTMLInputElement>("address").value = settings.address;
+}
+
 export function connectSettings(settings: Settings, text: (key: keyof Texts) => string): void {
   const [place, sending] = [byId<HTMLInputElement>("place"), byId<HTMLInputElement>("send")];
   const [address, status] = [byId<HTMLInputElement>("address"), byId("settings-status")];
-  [place.checked, sending.checked, address.value] = [settings.place, settings.send, settings.address];
+  showSettings(settings);
   place.onchange = async () => {
     settings.place = place.checked;
     writeSettings(settings);

@@ -5,12 +5,14 @@
  * stays in use; after that, its pages are loaded again. So no page ever mixes two releases.
  */
 
-import { cacheName, sha256, type Release, type ReleaseFile } from "./release";
+import { sha256, type Release, type ReleaseFile } from "./release";
+import { cacheName, isPageFile, oldCaches } from "./scope";
 
 declare const self: ServiceWorkerGlobalScope;
 
 const release = "__RELEASE__" as unknown as Release;
 const scope = self.registration.scope;
+const name = cacheName(scope, release.release);
 const INDEX = "index.html";
 // They hold the release itself, so the release cannot hold their hashes.
 const OUTSIDE = [INDEX, "sw.js"];
@@ -73,26 +75,31 @@ async function takeIndex(cache: Cache): Promise<void> {
 }
 
 async function install(): Promise<void> {
-  const cache = await caches.open(cacheName(release));
+  const cache = await caches.open(name);
   for (const file of files) await take(cache, file);
   await takeIndex(cache);
   // The worker of another release may have dropped the cache meanwhile, or the browser may have, for want of storage.
-  const stored = new Set((await (await caches.open(cacheName(release))).keys()).map(({ url }) => url));
+  const stored = new Set((await (await caches.open(name)).keys()).map(({ url }) => url));
   const missing = [INDEX, ...files.map(({ path }) => path)].find((path) => !stored.has(addressOf(path)));
   if (missing) throw new Error(`${missing} of release ${release.release} was dropped again`);
 }
 
-/** Drops the caches of other releases, unless one of them is about to be installed. */
+/** Drops the caches of the page's other releases, unless one of them is about to be installed. */
 async function tidy(): Promise<void> {
   if (self.registration.installing || self.registration.waiting) return;
-  for (const name of await caches.keys()) {
-    if (name.startsWith("release-") && name !== cacheName(release)) await caches.delete(name);
+  for (const each of await caches.keys()) {
+    if (each.startsWith(cacheName(scope)) && each !== name) await caches.delete(each);
   }
+}
+
+/** Drops caches from before names had a path, if they are this page's alone. */
+async function dropOld(): Promise<void> {
+  for (const [each, share] of await oldCaches(scope)) if (share === 1) await caches.delete(each);
 }
 
 async function answer(path: string, request: Request): Promise<Response> {
   if (path === "release.json") return answered(JSON.stringify(release), path);
-  const cache = await caches.open(cacheName(release));
+  const cache = await caches.open(name);
   const isIndex = path === "" || path === INDEX;
   const found = await cache.match(addressOf(isIndex ? INDEX : path));
   if (found) return answered(found.body, isIndex ? INDEX : path);
@@ -122,7 +129,9 @@ self.addEventListener("fetch", (event) => {
   const { method, url } = event.request;
   const place = url.split(/[?#]/)[0]!;
   if (method !== "GET" || !place.startsWith(scope)) return;
-  event.respondWith(answer(place.slice(scope.length), event.request));
+  const path = place.slice(scope.length);
+  // Other files may lie beside the page, and other pages below it: the network has them.
+  if (byPath.has(path) || isPageFile(path)) event.respondWith(answer(path, event.request));
 });
 self.addEventListener("message", (event: ExtendableMessageEvent) => {
   const message = event.data as { readonly type?: string; readonly release?: string };
@@ -130,6 +139,7 @@ self.addEventListener("message", (event: ExtendableMessageEvent) => {
   if (message.type === "release") event.ports[0]?.postMessage(release.release);
   if (message.type === "hello" && message.release === release.release) {
     // A page's first visit: from now on its requests are answered here as well.
-    event.waitUntil(Promise.all([self.clients.claim(), tidy()]));
+    // Old caches go only now: until the page has begun, they tell it whose the old history is.
+    event.waitUntil(Promise.all([self.clients.claim(), tidy(), dropOld()]));
   }
 });

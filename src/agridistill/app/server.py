@@ -29,7 +29,8 @@ _TYPES = {
     ".gz": "application/gzip",
     "": "application/octet-stream",
 }
-_FILE = re.compile(r"(files/)?[A-Za-z0-9][\w.-]*")
+# What `write_site` writes. The folder may have other files, also private ones (`app --force`); they are not sent.
+_FILE = re.compile(r"index\.html|sw\.js|release\.json|app\.webmanifest|files/[0-9a-f]{16}-[\w.-]+")
 
 
 def content_type(path: str) -> str:
@@ -63,9 +64,11 @@ class _Handler(SimpleHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
-    def list_directory(self, path: Any) -> None:
-        """Answers with status 404 instead of a list of files."""
-        self.send_error(HTTPStatus.NOT_FOUND)
+    def send_head(self) -> Any:
+        """Answers with status 404 unless the path is of a page's file."""
+        if page_file(Path(self.directory), self.path.split("?")[0].removeprefix("/")) is None:
+            return self.send_error(HTTPStatus.NOT_FOUND)
+        return super().send_head()
 
     def version_string(self) -> str:
         """Returns the `Server` header without version numbers."""

@@ -447,11 +447,14 @@ def test_another_process_may_show_what_the_agent_writes(tmp_path: Path) -> None:
     assert len(after) == len(before) + 1
 
 
+APP_FILE = "files/0123456789abcdef-app.js"
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     (folder / "files").mkdir(parents=True)
-    for name in ("index.html", "sw.js", "app.webmanifest", "release.json", "files/ab12-app.js", ".hidden"):
+    for name in ("index.html", "sw.js", "app.webmanifest", "release.json", APP_FILE, ".hidden", "notes.txt"):
         (folder / name).write_text(name)
     (tmp_path / "secret.txt").write_text("secret")
     return folder
@@ -466,11 +469,11 @@ def test_the_phone_page_is_served_below_app(history: History, app: Path) -> None
         # Its threads need an isolated page; its own policy says what it loads.
         assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         assert headers.get_all("Content-Security-Policy") == ["frame-ancestors 'none'"]
-        _, headers, body = asker.ask("/app/files/ab12-app.js")
-        assert (body, headers["Content-Type"]) == (b"files/ab12-app.js", "text/javascript")
+        _, headers, body = asker.ask(f"/app/{APP_FILE}")
+        assert (body, headers["Content-Type"]) == (APP_FILE.encode(), "text/javascript")
         assert "immutable" in headers["Cache-Control"]
         assert asker.ask("/app")[1]["Location"] == "/app/"
-        for path in ("../secret.txt", "files/../../secret.txt", "%2e%2e/secret.txt", "files/", ".hidden", "none.js"):
+        for path in ("../secret.txt", "files/../../secret.txt", "%2e%2e/secret.txt", "files/", ".hidden", "notes.txt"):
             assert asker.status(f"/app/{path}") == 404, path
 
 
