@@ -60,10 +60,11 @@ web-check: web ## Check the types of the phone page, and test its modules.
 	npm run check --prefix web
 	npm test --prefix web
 
-test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests with coverage, also against real engines and brokers.
+test-all: $(ENGINES_STAMP) check peers ## Run the checks, then all tests also against real engines and brokers.
 	@if command -v npm >/dev/null; then $(MAKE) web-check; else \
 	  echo "warning: Node and npm are not installed: the tests of the phone page are skipped"; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup --cov --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup -m "not slow" --cov --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadgroup -m slow
 
 # RabbitMQ comes from the system: apt-get install rabbitmq-server.
 peers: ## Install amqtt and moto (pip) and aedes (npm) into .peers, for test-all.

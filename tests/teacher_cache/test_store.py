@@ -117,7 +117,7 @@ def test_a_block_without_its_checksum_is_built_again(tmp_path: Path) -> None:
     [
         ({**KEY, "augmentation.min_scale": 0.7}, LAYOUT, "augmentation.min_scale: 0.5 in the cache, 0.7 in this run"),
         ({**KEY, "teacher weights": "bb"}, LAYOUT, "teacher weights: aa in the cache, bb in this run"),
-        ({**KEY, "version of timm": "2"}, LAYOUT, "version of timm: None in the cache, 2 in this run"),
+        ({**KEY, "version of timm": "2"}, LAYOUT, "version of timm: absent in the cache, 2 in this run"),
         (KEY, CacheLayout(LAYOUT.photos, 4, LAYOUT.maps), "'num_classes': 4"),
     ],
 )

@@ -54,6 +54,7 @@ def test_switching_to_train_mode_leaves_the_teacher_in_eval_mode() -> None:
 
 
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn_from_it() -> None:
+    torch.manual_seed(1)
     module = build(DistillationObjective(w_ce=0.0, w_kd=1.0, w_att=5.0, pairs=[StagePair(16, 16)]), None)
     module.eval()
     module._teacher = UncachedTeacher(LiveTeacher(module.model, Preprocessing(64), strides=(16,)))
