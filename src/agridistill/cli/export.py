@@ -119,7 +119,9 @@ def export(
 def _summary(result: ExportResult, out: Path) -> str:
     parity, abstention = result.parity, result.abstention
     answers = "answers no photo"
-    if abstention.coverage:
+    if abstention.threshold == 0:
+        answers = f"never answers unsure, because {100 * abstention.accuracy:.1f} % of all answers are right"
+    elif abstention.coverage:
         answers = (
             f"abstains below {abstention.threshold:.2f}: answers {100 * abstention.coverage:.0f} %, "
             f"{100 * abstention.accuracy:.1f} % of them right"
@@ -251,7 +253,7 @@ def _reason(best: DeviceForm, other: DeviceForm) -> str:
         return "more accurate and faster" if best.latency_ms < other.latency_ms else "more accurate"
     if best.accuracy < other.accuracy:
         return f"faster; with {best.photos} photos, the difference in accuracy is not significant"
-    return "faster, and as accurate"
+    return f"faster; on {best.photos} photos as accurate"
 
 
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:

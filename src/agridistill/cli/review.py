@@ -102,7 +102,7 @@ def review(
     if suspects is None and classes is None and layout != FOLDERS:
         options_of_labels = "--labels, --label-columns, --nested and --flat"
         raise typer.BadParameter(f"{options_of_labels} say where --suspects or --classes finds labels")
-    require_folder(root)
+    require_folder(root, "a folder of photos" if suspects is None else "a folder of class folders")
     if table is not None and layout.label_file is not None and table.resolve() == layout.label_file.resolve():
         raise RunError("another file for --table than for --labels", f"'{table}' for both", "choose another --table")
     given: Mapping[str, str] = {}
@@ -199,8 +199,12 @@ def _results(
     document: dict[str, Any] = {"labels": len(labels), "without_label": without}
     if agreement and not json:
         _print_agreement(judgements, disputed)
+    if not actions:
+        stderr.print(f"There are no choices in '{printable(str(log.path))}' yet.", style="yellow")
     if export is not None:
         write_label_studio(judgements, export)
+        chosen = len(judgements.by_photo())
+        stderr.print(f"{printable(str(export))}: {chosen:,} photos of {len(judgements.reviewers):,} reviewers")
     if into is not None:
         copied = write_class_folders(root, labels, into, without=unlabelled)
         document["copied"] = copied

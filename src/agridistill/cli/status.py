@@ -78,7 +78,7 @@ def status(
         # not that of --model.
         source = found.source if "…" not in found.source else "SOURCE"
         model = "MODEL" if found.model.get("version") else str(found.model.get("path") or "MODEL")
-        words = () if state is None else ("--state", state)
+        words = () if state is None else ("--state", state.absolute())
         output.next_command("watch", *(found.command or (source, "--model", model)), *words)
     if problems:
         raise typer.Exit(1)

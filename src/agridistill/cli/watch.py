@@ -118,7 +118,8 @@ def watch(
     settings = replace(settings, model=model_path(settings.model))
     folder = state if state is not None else state_folder()
     shown = {"model": model, "config": config, "broker": broker, "device": device, "plot": plot, "every": every}
-    command = _command(source, shown | {"after": after, "page": page, "app": app, "thumbnails": thumbnails})
+    shown |= {"after": after, "page": page, "app": app, "thumbnails": thumbnails, "once": once or None}
+    command = _command(source, shown)
     printer = _Printer(json=json, quiet=quiet)
     with _stopping() as (stop, by_user):
         listeners = Listeners(printer.detection, printer.alert, printer.page)
@@ -136,14 +137,19 @@ def _command(source: str | None, given: Mapping[str, Any]) -> list[str]:
 
     words = []
     if source is not None:
-        name = public_name(split_url(source)) if "://" in source else source
+        name = public_name(split_url(source)) if "://" in source else _from_anywhere(source)
         words.append("SOURCE" if "…" in name else name)
     for option, value in given.items():
         if value is not None and not isinstance(value, bool):
-            words += [f"--{option}", str(value)]
+            words += [f"--{option}", _from_anywhere(value) if isinstance(value, Path) else str(value)]
         elif value is not None:
             words.append(f"--{option}" if value else f"--no-{option}")
     return words
+
+
+def _from_anywhere(path: str | Path) -> str:
+    """Returns an existing path as an absolute one; the name of a shipped model or the number of a camera stays."""
+    return str(Path(path).absolute()) if Path(path).exists() else str(path)
 
 
 class _Printer:

@@ -88,10 +88,10 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
     return replace(scanned, alike_names=tuple(alike))
 
 
-def require_folder(root: Path) -> None:
-    """Checks that a data folder exists and can be read; otherwise raises a DataError."""
+def require_folder(root: Path, expected: str = "a folder of class folders") -> None:
+    """Checks that a data folder exists and can be read; otherwise raises a DataError that names what is expected."""
     if not root.exists():
-        raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
+        raise DataError(expected, f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
         raise DataError(
             "a folder of class folders", f"the file '{root}'", "pass the folder that holds the class folders"

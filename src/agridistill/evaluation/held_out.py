@@ -301,6 +301,8 @@ def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored
         got = learnt or "which is not the data that the model was trained on and has no train/val/test folders"
     leave_out = "leave these out, " if learnt and not trained_here else ""
     remedy = ", or --split all for every photo" if scored else ", or the folder that the run learnt from"
+    if scored and not learnt and not trained_here:
+        remedy += " (an exported model needs its .learnt file beside it, to know what it has learnt from)"
     return DataError(f"a '{split}' split", f"'{data}', {got}", f"{leave_out}pass --splits FILE{remedy}")
 
 

@@ -104,10 +104,12 @@ def judge_proof(
         for change in per_class
         if change.difference is not None and round(change.difference.points, _DIGITS) < -max_class_drop
     ]
+    hopeless = enough_photos is None and any("cannot be excluded" in reason for _, reason in reasons)
     reasons.sort(key=lambda reason: reason[0] != "fails")
     remarks = [
         *(f"{reason[0].upper()}{reason[1:]}." for _, reason in reasons[1:]),
         *([f"About {enough_photos:,} photos like these would exclude {open_loss}."] if enough_photos else []),
+        *([f"No number of photos like these would exclude {open_loss}: improve the model."] if hopeless else []),
         *_remarks(per_class, learnt, max_class_drop),
     ]
     if reasons:
