@@ -381,7 +381,7 @@ def test_leaf_weights_fit_their_network_all_but_the_classifier(name: str, caplog
     file = start_path("leaf", name)
     assert file.stat().st_size <= 10_000_000
     model = create_model(name, 4, weights=file)
-    assert "the classifier starts from random weights" in caplog.text
+    assert not caplog.records  # as always: nothing to worry about
     tensors = read_weights(file)
     for key, value in model.state_dict().items():
         assert key.startswith("classifier.") or torch.equal(value, tensors[key].to(value.dtype)), key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -31,6 +32,8 @@ from agridistill.models.weights import (
     weights_file,
 )
 from agridistill.progress import quiet_loggers
+
+logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the model hub's first answer; a download that has begun may take longer."""
@@ -131,7 +134,10 @@ def create_model(
     if package is not None:
         fit_weights(model, package.read(), f"the package {package.package}", allow_other_head=True)
     if weights is not None:
-        load_weights(model, weights, allow_other_head=True)
+        file = weights_file(weights)
+        fits = load_weights(model, file, allow_other_head=True)
+        if not fits and known_weights(sha256_of(file)) is None:  # weights of a package never have these classes
+            logger.warning("'%s' has no classifier for these classes: the classifier starts from random weights", file)
     return model
 
 

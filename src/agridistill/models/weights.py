@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import re
 import warnings
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from agridistill.storage import replacing
-
-logger = logging.getLogger(__name__)
 
 Channels = tuple[float, float, float]
 
@@ -195,18 +192,17 @@ def save_weights(model: nn.Module, path: Path) -> None:
         temporary.write_bytes(save(tensors))
 
 
-def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
+def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> bool:
     """Loads the weights of a file (see `read_weights` and `fit_weights`) or of a finished run into a timm model.
 
-    If the classifier's tensors have other shapes, `allow_other_head` keeps the model's own classifier and logs a
-    warning; otherwise this is an error.
+    If the classifier's tensors have other shapes, `allow_other_head` keeps the model's own classifier; otherwise this
+    is an error. Returns whether all tensors fit.
 
     Raises:
         ModelError: the file cannot be read, holds objects that are not tensors, or its tensors do not fit the model.
     """
     file = weights_file(path)
-    if not fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head):
-        logger.warning("'%s' has no classifier for these classes: the classifier starts from random weights", file)
+    return fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
