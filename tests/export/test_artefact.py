@@ -248,6 +248,21 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_artefact_whole(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_the_model_of_another_run_is_not_replaced_without_a_word(
+    student_run: Path, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: fp32.read_bytes())
+    out = tmp_path / "leaf.onnx"
+    for _ in range(2):
+        export(student_run, out, force=True)
+    assert "is replaced" not in caplog.text
+    document = json.loads(out.with_suffix(".json").read_text())
+    document["lineage"] |= {"run": "first", "run_weights_sha256": "0" * 64}
+    out.with_suffix(".json").write_text(json.dumps(document))
+    export(student_run, out, force=True)
+    assert f"'{out}' of another run ('first') is replaced" in caplog.text
+
+
 def test_a_split_file_says_which_photos_are_for_validation(
     student_run: Path, fp32: Path, leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
 from agridistill.export.litert import c_sources, micro_needs, require_micro_target
 from agridistill.export.parity import GATES, Parity, compare
-from agridistill.manifest import ModelManifest, Precision
+from agridistill.manifest import ModelManifest, Precision, read_manifest
 from agridistill.models import TorchBackend, aligned_stride, complexity, load_network, with_attention
 from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
 from agridistill.progress import ProgressCallback, begin, silent
@@ -158,6 +158,7 @@ def export(
             remedy = f"nothing was written: {otherwise}pass --force to write it anyway"
             raise ModelError(f"an {precision} export that predicts like the run's network", "; ".join(failures), remedy)
         _warn(result, found[0])
+        _warn_about_replaced(out, manifest.weights_sha256)
         own = run / "splits.json"
         split = own if split_file is None or own.exists() else split_file
         final = _completed(draft, result, network, run, manifest.weights_sha256, split)
@@ -305,6 +306,16 @@ def _completed(
         },
         measured={**result.figures(), "parameters": size.parameters, "macs": size.macs},
     )
+
+
+def _warn_about_replaced(out: Path, run_weights_sha256: str) -> None:
+    """Logs a warning if `out` is an exported model of another run."""
+    try:
+        lineage = read_manifest(manifest_path(out)).lineage
+    except ModelError:
+        return
+    if out.exists() and lineage.get("run_weights_sha256") not in (None, run_weights_sha256):
+        logger.warning("'%s' of another run ('%s') is replaced", out, lineage.get("run"))
 
 
 def _warn(result: ExportResult, val: LabelledLogits) -> None:
