@@ -63,6 +63,8 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     monkeypatch.setattr(run, "train", None)
     monkeypatch.setattr(artefact_module, "export", None)
     assert demo._first_model(leaves, tmp_path)[1] == artefact
+    with pytest.raises(RunError, match=r"a run of the demo's leaves; got '.*first', a run of other photos"):
+        demo._first_model(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

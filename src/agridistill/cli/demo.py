@@ -13,7 +13,7 @@ from typer import Option
 from agridistill.cli import options, output
 from agridistill.cli.evaluate import accuracy
 from agridistill.cli.output import count, printable, stderr
-from agridistill.errors import MissingExtraError
+from agridistill.errors import MissingExtraError, RunError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
 
@@ -148,12 +148,18 @@ def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
 
 
 def _finished(data: Path, run: Path, config: TrainConfig | DistillConfig, teacher: Path | None = None) -> RunResult:
-    """Returns a finished run of these settings; starts or resumes it if it has not finished yet."""
+    """Returns a finished run of the drawn leaves; starts or resumes it if it has not finished yet."""
     from agridistill.training import run as runs
     from agridistill.training.run_folder import RunFolder
     from agridistill.training.settings import TrainConfig
 
-    resume = RunFolder(run).recipe.exists()
+    folder = RunFolder(run)
+    if folder.evaluation.exists():
+        found = folder.read_result()
+        if folder.read_environment()["data"] != str(data.resolve()):
+            raise RunError("a run of the demo's leaves", f"'{run}', a run of other photos", "choose another --out")
+        return found
+    resume = folder.recipe.exists()
     if isinstance(config, TrainConfig):
         return runs.train(data, run, config, resume=resume)
     return runs.distill(data, teacher, run, config, resume=resume)
