@@ -104,7 +104,8 @@ def judge_proof(
         for change in per_class
         if change.difference is not None and round(change.difference.points, _DIGITS) < -max_class_drop
     ]
-    hopeless = enough_photos is None and any("cannot be excluded" in reason for _, reason in reasons)
+    is_open = round(difference.high, _DIGITS) >= -max_drop > round(difference.low, _DIGITS)
+    hopeless = is_open and enough_photos is None
     reasons.sort(key=lambda reason: reason[0] != "fails")
     remarks = [
         *(f"{reason[0].upper()}{reason[1:]}." for _, reason in reasons[1:]),

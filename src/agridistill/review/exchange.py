@@ -130,7 +130,8 @@ def _recorded(file: Path) -> list[Action] | None:
     table = read_table(file)
     if tuple(table.header) != COLUMNS:
         return None
-    return [Action(*cells) for _, cells in table.rows if cells[2] in (LABEL, UNDO, *SPECIAL) and cells[4]]
+    rows = [cells[: len(COLUMNS)] for _, cells in table.rows]  # spreadsheets may add empty cells
+    return [Action(*cells) for cells in rows if cells[2] in (LABEL, UNDO, *SPECIAL) and cells[4]]
 
 
 def _last_of_each(actions: Sequence[Action]) -> list[Action]:
