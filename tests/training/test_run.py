@@ -415,6 +415,7 @@ def test_kept_views_change_no_result_and_save_the_drawing(
     leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(KeptViews, "room_bytes", lambda _: 10**9)
     drawn: list[int] = []
     draw = loader.render_view
 
@@ -443,6 +444,8 @@ def test_keeping_views_says_where_it_saves_less_than_hoped(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    free = {"bytes": 10**9}
+    monkeypatch.setattr(KeptViews, "room_bytes", lambda _: free["bytes"])
 
     def reported_by(name: str, **settings: Any) -> str:
         caplog.clear()
@@ -452,8 +455,7 @@ def test_keeping_views_says_where_it_saves_less_than_hoped(
     assert "every epoch of this run uses new views (views = 1, epochs = 1)" in reported_by("all new")
     assert "views" not in reported_by("seen again", epochs=2, views=1)
     # The views of these two runs are the same, and kept by now, but for photos that fill no batch.
-    free = {"bytes": 16 * 16384}
-    monkeypatch.setattr(KeptViews, "room_bytes", lambda _: free["bytes"])
+    free["bytes"] = 16 * 16384
     assert "views" not in reported_by("kept already", epochs=2, views=1)
     # 64 px: 12 KiB and a checksum, four blocks.
     photos = len(read_split(RunFolder(tmp_path / "all new").splits).train)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import secrets
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RECORD = "review.csv"
 _LISTED = 20
+_WAKE_S = 0.5
 
 
 @options.with_groups
@@ -298,7 +299,9 @@ def _serve(
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
     with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
-        threading.Event().wait()
+        # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
+        while True:
+            time.sleep(_WAKE_S)
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root, *layout.words()] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
