@@ -84,23 +84,25 @@ RANDOM_START = {
 }
 
 
-def deal_folds(photos: Path, out: Path, test_fold: int) -> dict[str, int]:
+def deal_folds(photos: Path, out: Path, number: int) -> dict[str, int]:
     """Links the photos of a round to `out/photos/train`, `val` and `test` and to `out/unlabelled`; returns the counts.
 
-    In `out/pseudo` there are the same labelled photos, those to train repeated as `--unlabelled` repeats them.
+    Rounds 5 to 9 are the folds of a second deal, and so on. In `out/pseudo` there are the same labelled photos, those
+    to train repeated as `--unlabelled` repeats them.
     """
     sizes: dict[int, Counter[int]] = defaultdict(Counter)  # class -> fold -> photos
     dealt: dict[str, list[Any]] = defaultdict(list)
     taken: Counter[tuple[str, int]] = Counter()
-    for members in shuffled_leaves(photos, seed=0):  # the same order in each round
-        label, number = members[0].label, len(members)
+    deal, test_fold = divmod(number, FOLDS)
+    for members in shuffled_leaves(photos, seed=deal):  # the same order in each round of a deal
+        label, count = members[0].label, len(members)
         own = min(range(FOLDS), key=lambda fold: (sizes[label][fold], fold))
-        sizes[label][own] += number
+        sizes[label][own] += count
         part = "test" if own == test_fold else "unlabelled"
         if own == (test_fold + 1) % FOLDS and all(member.label == label for member in members):
             room = {"train": TRAIN, "val": VAL}
-            part = next((p for p in room if taken[p, label] + number <= room[p]), part)
-            taken[part, label] += number
+            part = next((p for p in room if taken[p, label] + count <= room[p]), part)
+            taken[part, label] += count
         dealt[part] += members
     for part, members in dealt.items():
         link(photos, members, out / "unlabelled" if part == "unlabelled" else out / "photos" / part)
@@ -290,7 +292,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs over the photos without labels")
-    parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), choices=range(FOLDS))
+    parser.add_argument("--folds", nargs="+", type=int, default=range(FOLDS), help="5 to 9 are of a second deal, ...")
     parser.add_argument("--new-camera", action="store_true", help="photos without labels and test of another camera")
     parser.add_argument("--same-places", action="store_true", help="with --new-camera: of the same sessions")
     arguments = parser.parse_args()
