@@ -35,7 +35,6 @@ from agridistill.preprocess import (
 )
 from agridistill.runtime.backends import return_freed_memory
 from agridistill.runtime.engines import Backend, checked_logits
-from agridistill.runtime.explanation import Explanation, ExplanationMethod, attention_map, occlusion_map, seen_part
 from agridistill.runtime.verdict import Familiarity, Prediction, QualitySettings, quality_problem
 
 logger = logging.getLogger(__name__)
@@ -337,6 +336,9 @@ class Predictor:
             PhotoError: the photo cannot be read.
             ModelError: the model returns NaN, infinity or logits of a wrong shape.
         """
+        # Pillow's drawing would make the first answer of each command later.
+        from agridistill.runtime.explanation import Explanation, attention_map, occlusion_map, seen_part
+
         preprocessing = self.manifest.preprocessing
         photo = read_source(source, shorter_side=enough_pixels(preprocessing))
         pixels = to_pixels(photo, preprocessing)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Interval
 from numpy.typing import NDArray
 
 from agridistill.errors import ModelError
@@ -31,7 +30,20 @@ _COLOURED, _DARK = 0.08, 60.0
 # Exact black and white do not count, because cut-out leaves have such a background; nor does a picture in which
 # nearly all rows are equal.
 _SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
-_Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _From0To:
+    """A range for pydantic, which checks the settings of a device; importing its own would cost each prediction 25 ms."""
+
+    le: float
+    ge: float = 0.0
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: Callable[[Any], Any]) -> Any:
+        return {**handler(kind), "ge": self.ge, "le": self.le}
+
+
+_Share = Annotated[float, _From0To(1)]
 
 _CELLS = 3
 _PIXELS_A_SIDE = 75
@@ -47,9 +59,9 @@ _FAMILIAR_SHARE = 0.96
 class QualitySettings:
     """Limits beyond which a photo is too poor to classify; the defaults refuse almost no photo of our tomato data."""
 
-    darkest: Annotated[float, Interval(ge=0, le=255)] = 50.0  # level that the brightest 5 % of the pixels must reach
+    darkest: Annotated[float, _From0To(255)] = 50.0  # level that the brightest 5 % of the pixels must reach
     brightest: _Share = 0.35  # largest share of overexposed (white) pixels
-    blurriest: Annotated[float, Interval(ge=0, le=10)] = 0.06  # least ratio of fine detail to the photo's contrast
+    blurriest: Annotated[float, _From0To(10)] = 0.06  # least ratio of fine detail to the photo's contrast
     least_leaf: _Share = 0.01  # least share of pixels with a leaf's colours; 0 for plants of other colours
     smeared: _Share = 0.15  # largest share of consecutive rows that repeat the row above (the decoder lost data)
 
