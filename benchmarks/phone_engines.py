@@ -235,7 +235,10 @@ def main() -> int:
         (served / "index.html").write_text(_PAGE)
         for path in given.models.iterdir():
             (served / path.name).symlink_to(path.resolve())
-        with serving(served) as server, browser(playwright, Path(temporary) / "profile") as (context, _):
+        with (
+            serving(served, all_files=True) as server,
+            browser(playwright, Path(temporary) / "profile") as (context, _),
+        ):
             pages = {}
             for name, case in CASES.items():
                 if given.only in name and case.threads <= given.cores:

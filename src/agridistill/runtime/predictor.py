@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from agridistill.preprocess import (
 from agridistill.runtime.backends import return_freed_memory
 from agridistill.runtime.engines import Backend, checked_logits
 from agridistill.runtime.verdict import Familiarity, Prediction, QualitySettings, quality_problem
+
+if TYPE_CHECKING:
+    from agridistill.runtime.explanation import Explanation, ExplanationMethod
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ _SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
 
 @dataclass(frozen=True)
 class _From0To:
-    """A range for pydantic, which checks the settings of a device; importing its own would cost each prediction 25 ms."""
+    """A range for pydantic, which checks a device's settings; its own would take 25 ms of each first prediction."""
 
     le: float
     ge: float = 0.0
