@@ -50,6 +50,12 @@ def test_a_failure_leaves_the_old_content_and_nothing_half_written(tmp_path: Pat
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as failed, replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert failed.value.filename == str(tmp_path / "a.txt")
+
+
 def test_no_two_writers_share_a_temporary_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on two hosts that share a folder.
     monkeypatch.setattr("os.getpid", lambda: 7)

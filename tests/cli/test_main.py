@@ -158,6 +158,16 @@ def test_a_failing_disk_is_one_line(
     assert message in one_line(err)
 
 
+def test_of_a_copy_the_path_that_is_written_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/photos/a.jpg", None, b"/full/b.jpg")
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    assert "got a full disk at '/full/b.jpg'" in one_line(run(capsys, "train", tmp_path, "--out", tmp_path / "run")[2])
+
+
 @pytest.mark.parametrize("command", ["train", "distill"])
 @pytest.mark.parametrize(
     ("option", "expected"), [((), False), (("--balance",), True), (("--set", "balance=true"), True)]

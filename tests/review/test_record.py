@@ -116,6 +116,22 @@ def test_a_full_disk_leaves_the_record_as_it_was(tmp_path: Path, monkeypatch: py
     assert log.path.read_bytes() == before
 
 
+def test_no_second_record_begins_where_the_first_ones_disk_was_mounted(tmp_path: Path) -> None:
+    stick = tmp_path / "stick"
+    log = ReviewLog(stick / "photos" / "review.csv")
+    log.append([action("1.jpg")])
+    stick.rename(tmp_path / "unplugged")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="bring it back"):
+            log.append([action("2.jpg")])
+        stick.mkdir(exist_ok=True)
+    assert list(stick.iterdir()) == []
+    stick.rmdir()
+    (tmp_path / "unplugged").rename(stick)
+    log.append([action("3.jpg")])
+    assert [each.photo for each in log.read()] == ["1.jpg", "3.jpg"]
+
+
 def test_reviewers_who_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "review.csv"
 

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.training.small_runs import DATA, FIT, rows, student
 
+from agridistill.data import loader
 from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, turned_phashes_of
@@ -85,6 +86,29 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         load_file(run / "model.safetensors").items(), load_file(begun / "model.safetensors").values(), strict=True
     ):
         assert expected.equal(got), name
+
+
+def test_a_folder_that_is_taken_away_stops_the_run_which_continues_when_it_is_back(
+    run: Path, leaves: Path, teacher_run: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick = Path(shutil.copytree(others, tmp_path / "stick"))
+    begun, config = tmp_path / "run", config_with(stick, epochs=2)
+    draw = loader.render_view
+
+    def taken_out(*given: Any) -> Any:
+        if stick.exists():
+            stick.rename(tmp_path / "unplugged")
+        return draw(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "render_view", taken_out)
+        with pytest.raises(DataError, match="which is away; bring it back and use --resume"):
+            distill(leaves, teacher_run, begun, config)
+    (tmp_path / "unplugged").rename(stick)
+    (begun / ".last.ckpt.1-2.part").write_bytes(b"left by a kill")
+    distill(leaves, teacher_run, begun, config, resume=True)
+    assert load_file(begun / "model.safetensors").keys() == load_file(run / "model.safetensors").keys()
+    assert list(begun.glob(".*.part")) == []
 
 
 def test_a_resume_needs_the_photos_of_its_start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -195,7 +196,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _system_error_line(error: OSError, resume: str) -> str:
-    where = f" at '{error.filename}'" if error.filename else ""
+    # Of a copy or a rename, the second path is the one that is written.
+    path = error.filename2 or error.filename
+    where = f" at '{os.fsdecode(path)}'" if isinstance(path, (str, bytes)) and path else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"expected free disk space; got a full disk{where}; free some space and run the command again{resume}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -143,15 +143,26 @@ def _keeper(settings: WatchSettings, stores: Stores, stack: contextlib.ExitStack
     if photos is not None and photos.is_dir() and folder.resolve().is_relative_to(photos):
         got, remedy = f"'{folder}' inside '{photos}'", "choose another folder"
         raise ConfigError("folder in [keep] outside the folder of photos", got, remedy)
+    lock = folder / ".lock"
+    # An empty mount point must not count as if people had taken all photos, and must not be filled.
+    is_away = not lock.exists() and bool(known := stores.history.kept_photos())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(only_one(folder / ".lock", "folder of kept photos"))
+        if is_away:
+            line = (
+                "'%s' holds none of the %s photos kept before, and no new ones are kept: mount its disk and start the "
+            )
+            line += "agent again, or, if you took them, create the empty file '%s'"
+            logger.warning(line, folder, f"{known:,}", lock)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_one(lock, "folder of kept photos"))
         kept = KeptPhotos(
             stores.history,
             folder,
             int(1e6 * options.max_megabytes),
             location=options.location,
             delete_uploaded=options.after_upload == "delete" and bool(options.upload),
+            is_away=is_away,
         )
     except OSError as error:
         got = f"'{folder}' ({error.strerror or error})"

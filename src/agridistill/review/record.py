@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
 import os
@@ -121,6 +122,7 @@ class ReviewLog:
         if not (path.is_file() and path.stat().st_size < len(HEADER) and HEADER.startswith(_start(path))):
             require_result_file(path, header=HEADER.rstrip())
         self.path = path
+        self._is_there = path.exists()
 
     def read(self) -> list[Action]:
         """Returns all actions in order; a warning reports lines that are left out.
@@ -167,8 +169,10 @@ class ReviewLog:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(actions)
         content = text.getvalue().encode("utf-8", "surrogateescape")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
+        if is_new and self._is_there:  # a stick that was taken out: a new record in its place would hide under it
+            raise FileNotFoundError(errno.ENOENT, "its folder is away, bring it back")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with only_one(self.path, "record of the review", wait=True), self.path.open("r+b") as file:
             end = _whole_end(file)
             file.truncate(end)
@@ -180,6 +184,7 @@ class ReviewLog:
             except OSError:
                 file.truncate(end)
                 raise
+        self._is_there = True
         if is_new:
             sync_folder(self.path.parent)
 

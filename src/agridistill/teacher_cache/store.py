@@ -350,5 +350,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(
             f"room for the teacher cache in '{folder}'" if full else f"a writable teacher cache in '{folder}'",
             error.strerror or type(error).__name__,
-            "free disk space and start again; finished blocks are kept" if full else "choose another --cache-dir",
+            "free disk space and use --resume; finished blocks are kept" if full else "choose another --cache-dir",
         ) from None

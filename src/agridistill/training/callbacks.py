@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from agridistill.data.loader import Viewing, ViewKey, collate
 from agridistill.data.views import DerivedCache, plain_settings
-from agridistill.errors import ConfigError, RunError
+from agridistill.errors import ConfigError, DataError, RunError
 from agridistill.manifest import sha256_of
 from agridistill.models import normalise_batch, save_weights
 from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
@@ -51,6 +51,27 @@ class SameEverywhere(Callback):
             if value != self.document[name]:
                 got = f"different {name} in the processes 0 and {trainer.global_rank}"
                 raise RunError(f"the same {name} in every process", got, f"give all machines the same {name}")
+
+
+class RequireUnlabelled(Callback):
+    """Stops a run if the folder of its photos without labels is gone, such as a stick that was taken out.
+
+    A photo that becomes unreadable is left out of its batch; without all of them the run would end as if it had learnt
+    from them. Stopped before the epoch's checkpoint, it repeats the epoch when it continues.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Raises a DataError if the folder does not exist or is empty."""
+        try:
+            gone = next(self.root.iterdir(), None) is None
+        except OSError:
+            gone = True
+        if gone:
+            got = f"'{self.root}', which is away"
+            raise DataError("the folder of photos without labels", got, "bring it back and use --resume")
 
 
 class BuildCache(Callback):

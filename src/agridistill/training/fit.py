@@ -30,7 +30,14 @@ from agridistill.models import TorchBackend, complexity, describe_start, network
 from agridistill.progress import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.teacher_cache import CachedTeacher
-from agridistill.training.callbacks import AveragedWeights, BestWeights, BuildCache, FitHead, SameEverywhere
+from agridistill.training.callbacks import (
+    AveragedWeights,
+    BestWeights,
+    BuildCache,
+    FitHead,
+    RequireUnlabelled,
+    SameEverywhere,
+)
 from agridistill.training.parts import RunParts, RunPlan, build_parts
 from agridistill.training.run_folder import RunResult, run_of
 from agridistill.training.settings import FitSettings
@@ -63,6 +70,7 @@ def carry_out(plan: RunPlan) -> RunResult:
     with only_one(plan.folder.lock, f"run in '{plan.folder.path}'"):
         # Check again under the lock, because another process may have started while the photos were read.
         plan.folder.require_startable(resume=plan.resume)
+        plan.folder.remove_unfinished()
         if plan.fit.keep_views:
             _warn_about_kept_views(plan)
         if plan.resume:
@@ -98,6 +106,8 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
             callback.load_state_dict(saved["callbacks"][callback.state_key])
         return _complete(plan, best, log)
     callbacks: list[Callback] = [SameEverywhere({"photos": plan.viewing.fingerprint, "recipe": asdict(plan.config)})]
+    if prepared.unlabelled:
+        callbacks.append(RequireUnlabelled(prepared.unlabelled.root))
     if isinstance(parts.teacher, CachedTeacher):
         callbacks.append(BuildCache(parts.teacher, parts.datamodule.workers))
     if fit.head_first and saved is None:

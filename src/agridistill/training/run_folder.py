@@ -86,6 +86,11 @@ class RunFolder:
         if names and not begun:
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
+    def remove_unfinished(self) -> None:
+        """Removes files that a kill left half-written; call it under the lock of the run."""
+        for file in self.path.glob(".*.part"):
+            file.unlink(missing_ok=True)
+
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))

@@ -81,6 +81,28 @@ def test_a_leaf_whose_photo_could_not_be_kept_counts_once(
     assert read_state(state).frames == 3
 
 
+def test_without_the_disk_of_the_kept_photos_detections_go_on_and_nothing_is_lost(
+    photos: Path, keeping: WatchSettings, state: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "stick" / "kept"
+    keeping = replace(with_keep(keeping, folder=folder), after="delete")
+    put(photos, "a.jpg", UNSURE)
+    once(keeping, state)
+    disk = folder.parent.rename(tmp_path / "unplugged")
+    folder.parent.mkdir()  # where it was mounted
+    put(photos, "b.jpg", UNSURE)
+    heard = once(keeping, state)
+    assert len(heard.detections) == 1
+    assert "mount its disk and start the agent again" in caplog.text
+    assert not folder.exists()
+    assert (photos / "b.jpg").exists()  # not kept, so not deleted
+    folder.parent.rmdir()
+    disk.rename(folder.parent)
+    once(keeping, state)
+    assert len(sidecars(folder)) == 2
+    assert list(photos.rglob("*.jpg")) == []
+
+
 def test_unsure_photos_are_kept_whole_before_they_are_deleted(
     photos: Path, keeping: WatchSettings, state: Path
 ) -> None:

@@ -18,7 +18,7 @@ from agridistill.edge.events import Detection, Frame
 from agridistill.edge.keep import store as module
 from agridistill.edge.keep.store import GroupTooLargeError, KeptPhotos, PhotoTooLargeError, thinned
 from agridistill.edge.store.history import Decision, History
-from agridistill.storage import replacing
+from agridistill.storage import replacing, write_text
 
 SHA = "5" * 64
 
@@ -289,6 +289,51 @@ def test_a_folder_that_is_away_forgets_nothing(history: History, folder: Path) -
         assert len(kept.pending()) == 2
         folder.mkdir(exist_ok=True)  # where a disk was mounted
     assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_is_not_mounted_at_the_start_is_not_filled_and_nothing_of_it_is_forgotten(
+    history: History, folder: Path
+) -> None:
+    kept = KeptPhotos(history, folder, 10**6)
+    keep(kept, history, 1)
+    history.add_all([stage(kept, 2, held=True)])
+    kept.stored()
+    disk = folder.rename(folder.with_name("disk"))
+    folder.mkdir()  # where it was mounted
+    away = KeptPhotos(history, folder, 10**6, is_away=True)
+    for ask in (
+        away.forget_missing,
+        lambda: away.content(name(1)),
+        lambda: stage(away, 3),
+        lambda: away.release_held({}, before_s=1e12),
+    ):
+        with pytest.raises(FileNotFoundError, match="mount it, and start the agent again"):
+            ask()
+    away.publish()
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    disk.rename(folder)
+    again = KeptPhotos(history, folder, 10**6)
+    assert again.content(name(1)) is not None
+    assert again.content(name(2)) is not None
+
+
+def test_on_a_full_disk_older_photos_make_room_for_a_sidecar_too(
+    history: History, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptPhotos(history, folder, 10**6)
+    keep(kept, history, 1, 2, 3)
+    most = bytes_in(folder)
+
+    def limited(path: Path, text: str) -> None:
+        if bytes_in(folder) > most:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text(path, text)
+
+    monkeypatch.setattr(module, "write_text", limited)
+    keep(kept, history, 4)
+    assert numbers_in(folder) == numbers_in(folder, ".json") == [2, 3, 4]
+    assert kept.state()["dropped"] == 1
 
 
 def test_on_a_full_disk_older_photos_make_room(history: History, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,7 @@ class KeptPhotos:
         max_bytes: largest size of all photos and sidecars; beyond it, old and alike photos are removed.
         location: whether photos may keep their location.
         delete_uploaded: whether photos are removed once they are uploaded.
+        is_away: whether the folder's disk is not mounted; nothing is then kept, removed or forgotten.
 
     Raises:
         OSError: the folder cannot be created or listed.
@@ -79,7 +81,14 @@ class KeptPhotos:
     """
 
     def __init__(
-        self, history: History, folder: Path, max_bytes: int, *, location: bool = False, delete_uploaded: bool = False
+        self,
+        history: History,
+        folder: Path,
+        max_bytes: int,
+        *,
+        location: bool = False,
+        delete_uploaded: bool = False,
+        is_away: bool = False,
     ) -> None:
         self.folder = folder
         self._history, self._max_bytes, self._location = history, max_bytes, location
@@ -88,6 +97,9 @@ class KeptPhotos:
         self._files = threading.RLock()
         self._staged: dict[str, Kept] = {}  # written, but their detections are not stored yet
         self._unpublished: dict[str, str] = {}  # event id: sidecar; stored, but the files do not have their names yet
+        self._identity: tuple[int, int] | None = None
+        if is_away:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._identity = file_identity(folder)
         self._recover()
@@ -122,15 +134,12 @@ class KeptPhotos:
         with self._files:
             self._require_folder()
             self._make_room(kept.size_bytes)
-            while True:
-                try:
-                    with replacing(self._hidden(event_id)) as temporary:
-                        temporary.write_bytes(content)
-                    break
-                except OSError as error:
-                    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    if not is_full or not self._drop(self._to_drop(kept.size_bytes), count=_DROPPED):
-                        raise
+
+            def write() -> None:
+                with replacing(self._hidden(event_id)) as temporary:
+                    temporary.write_bytes(content)
+
+            self._with_room(kept.size_bytes, write)
             sync_folder(self.folder)
             self._staged[event_id] = kept
         return kept
@@ -153,11 +162,12 @@ class KeptPhotos:
                 return
             self._require_folder()
             for event_id, document in list(self._unpublished.items()):
+                if event_id not in self._unpublished:  # removed to make room for the ones before
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     self._hidden(event_id).rename(self._photo(event_id))
-                if self._photo(event_id).exists():
-                    write_text(self._sidecar(event_id), document)
-                del self._unpublished[event_id]
+                self._with_room(len(document.encode()), partial(self._write_sidecar, event_id, document), but=event_id)
+                self._unpublished.pop(event_id, None)
             sync_folder(self.folder)
 
     def release_held(self, classes: Mapping[str, Collection[str]], *, before_s: float) -> None:
@@ -251,7 +261,24 @@ class KeptPhotos:
             "dropped": dropped,
         }
 
+    def _write_sidecar(self, event_id: str, document: str) -> None:
+        if self._photo(event_id).exists():
+            write_text(self._sidecar(event_id), document)
+
+    def _with_room(self, size_bytes: int, write: Callable[[], None], *, but: str = "") -> None:
+        """Writes a file of about `size_bytes`; on a full disk, removes photos other than `but` to make room for it."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                others = [name for name in self._to_drop(size_bytes) if name != but] if is_full else []
+                if not self._drop(others, count=_DROPPED):
+                    raise
+
     def _require_folder(self) -> None:
+        if self._identity is None:
+            raise FileNotFoundError(errno.ENOENT, "its disk is not mounted: mount it, and start the agent again")
         # The empty folder of a disk that was removed must not be filled, nor count as if people had taken the photos.
         if file_identity(self.folder) != self._identity:
             raise FileNotFoundError(errno.ENOENT, "the folder was removed or replaced: start the agent again")
@@ -307,6 +334,7 @@ class KeptPhotos:
         """
         if not event_ids:
             return 0
+        self._require_folder()
         for event_id in event_ids:
             self._unpublished.pop(event_id, None)
             self._sidecar(event_id).unlink(missing_ok=True)
@@ -315,7 +343,9 @@ class KeptPhotos:
         try:
             self._delete_rows(event_ids, count=count)
         except OutboxError:
-            # On a full disk the history needs the room of the photos.
+            # On a full disk the history needs the room of the photos, if they are on the same one.
+            if self._identity is None or self._history.path.stat().st_dev != self._identity[0]:
+                raise
             self._unlink_hidden(event_ids)
             self._delete_rows(event_ids, count=count)
         self._unlink_hidden(event_ids)

@@ -127,6 +127,11 @@ class History(SqliteFile):
         """
         self.add_all([Decision(detection, thumbnail, identity)])
 
+    def kept_photos(self) -> int:
+        """Returns the number of photos that the folder of kept photos should hold."""
+        with self.reading() as database:
+            return int(database.execute("SELECT count(*) FROM kept").fetchone()[0])
+
     def add_all(self, decisions: Sequence[Decision]) -> set[str]:
         """Stores detections as `add` does: all or none, with a single wait for the disk.
 
