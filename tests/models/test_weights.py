@@ -190,9 +190,11 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
     (tmp_path / "w.pth").write_bytes(b"other")
     file = describe_start(STUDENT, True, tmp_path / "w.pth")
     digest = hashlib.sha256(b"other").hexdigest()
-    assert file == {"source": "file", "file": str(tmp_path / "w.pth"), "sha256": digest}
+    assert file == {"source": "file", "file": "w.pth", "sha256": digest}
     run = describe_start("swin_nano_patch4_window4_64", True, teacher_run)
-    assert run["source"] == "run"
+    # No folder of this machine: a manifest is published.
+    assert (run["source"], run["file"]) == ("run", f"{teacher_run.name}/model.safetensors")
+    assert run["start"] == {"source": "random"}
     assert run["sha256"] == hashlib.sha256((teacher_run / "model.safetensors").read_bytes()).hexdigest()
     with pytest.raises(ModelError, match=r"nothing.pth' \(No such file"):
         describe_start(STUDENT, True, tmp_path / "nothing.pth")

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from agridistill.errors import ModelError, nearest
-from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, MANIFEST_NAME, read_manifest, sha256_of
 from agridistill.models.weights import (
     LEAF,
     PACKAGED,
@@ -187,8 +187,9 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
     """Describes the weights that `create_model` starts from with the same arguments, for the manifest of a run.
 
     Returns:
-        A dict. Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" and "sha256";
-        a package "package", "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
+        A dict. Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" (without its
+        folders, because manifests are published) and "sha256", a run the "start" of its own weights as well; a package
+        "package", "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
     """
     if weights is not None:
         file = weights_file(weights)
@@ -196,7 +197,10 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
         known = None if weights.is_dir() else known_weights(digest)
         if known is not None:
             return _from_package(known)
-        return {"source": "run" if weights.is_dir() else "file", "file": str(file), "sha256": digest}
+        if not weights.is_dir():
+            return {"source": "file", "file": file.name, "sha256": digest}
+        start = read_manifest(weights / MANIFEST_NAME).lineage.get("start")
+        return {"source": "run", "file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest, "start": start}
     if not pretrained:
         return {"source": "random"}
     package = _installed(name)
