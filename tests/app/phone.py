@@ -25,7 +25,6 @@ from tests.needs import chromium
 from agridistill.app.server import _Handler
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import enough_pixels
-from agridistill.runtime.explanation import seen_part
 from agridistill.runtime.predictor import read_source
 
 _PACKAGES = Path(__file__).parents[2] / "web" / "node_modules"
@@ -210,9 +209,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def decoded_view(photo: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The part of a photo that the model sees, as `predict` decodes it: what `Phone.see` returns as `view`."""
     image = read_source(photo, shorter_side=enough_pixels(preprocessing))
-    left, top, right, bottom = seen_part(image.size, preprocessing)
-    x, y = math.ceil(left), math.ceil(top)
-    return np.asarray(image.crop((x, y, max(x + 1, math.floor(right)), max(y + 1, math.floor(bottom)))))
+    side = min(image.size)
+    left, top = ((length - side) / 2 if preprocessing.resize == "crop" else 0.0 for length in image.size)
+    x, y = math.ceil(left), math.ceil(top)  # the page shows whole pixels only
+    right, bottom = math.floor(image.width - left), math.floor(image.height - top)
+    return np.asarray(image.crop((x, y, max(x + 1, right), max(y + 1, bottom))))
 
 
 def with_script(page: Path, target: Path, mark: str) -> Path:

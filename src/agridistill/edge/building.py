@@ -144,8 +144,10 @@ def _keeper(settings: WatchSettings, stores: Stores, stack: contextlib.ExitStack
         got, remedy = f"'{folder}' inside '{photos}'", "choose another folder"
         raise ConfigError("folder in [keep] outside the folder of photos", got, remedy)
     lock = folder / ".lock"
-    # An empty mount point must not count as if people had taken all photos, and must not be filled.
-    is_away = not lock.exists() and bool(known := stores.history.kept_photos())
+    # An empty mount point must not count as if people had taken all photos, and must not be filled. Without a folder
+    # in the settings the photos are on the history's disk.
+    known = stores.history.kept_photos() if options.folder and not lock.exists() else 0
+    is_away = known > 0
     try:
         if is_away:
             line = (
