@@ -1,7 +1,4 @@
-"""The agent's main loop: takes frames, classifies them, stores the detections and sends alerts.
-
-It goes on while the disk refuses writes or the source is away.
-"""
+"""The agent's main loop: takes frames, classifies them, stores the detections and sends alerts."""
 
 from __future__ import annotations
 
@@ -41,8 +38,7 @@ from agridistill.version import __version__
 
 logger = logging.getLogger(__name__)
 
-BROKER = "broker"
-"""Name of the broker's outbox, which holds detections and alerts; all other outboxes hold only alerts."""
+BROKER = "broker"  # the outbox with detections and alerts; all others hold only alerts
 _TAKE_S = 0.5
 # If many photos wait in a folder, their detections are stored in groups: each wait for the disk takes milliseconds.
 # A kill between two groups loses only work, because photos without a stored detection are read again.
@@ -75,19 +71,9 @@ class Stores:
 class Agent:
     """Classifies the frames of a source, stores the detections, and opens and resolves alerts.
 
-    `run` does this in the thread that calls it; source, broker, page and updates have their own threads.
-
-    Args:
-        device: name of this device.
-        frames: reads the source; `run` starts and stops it.
-        model: the model in use.
-        plots: creates the `Plots` (health and alerts) for a model's classes; called again if an update changes them.
-        stores: history and outboxes.
-        keep_thumbnails: whether a small JPEG of each photo is stored in the history.
-        keep: keeps the photos that are worth a look; None keeps none.
-        listeners: functions to call for detections and alerts; None for none.
-        connection: state of the connection to the broker, for `state.json`; None without a broker.
-        command: words after `agridistill watch` that start this agent again, for `state.json`; empty if not known.
+    `run` does this in the thread that calls it; source, broker, page and updates have their own threads. `plots`
+    creates the health and alerts for a model's classes: it is called again if an update changes them. `command` is
+    the words after `agridistill watch` that start this agent again.
     """
 
     def __init__(

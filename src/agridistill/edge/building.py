@@ -18,8 +18,7 @@ from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
 from agridistill.edge.events import number_of
 from agridistill.edge.keep import Keeper, KeepSettings, KeptPhotos, Upload
-from agridistill.edge.keep.upload import basic, bearer
-from agridistill.edge.network import public_name, split_url
+from agridistill.edge.network import basic_login, public_name, split_url
 from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
 from agridistill.edge.sources import (
@@ -45,8 +44,7 @@ from agridistill.storage import only_one
 
 logger = logging.getLogger(__name__)
 
-Worker = Callable[[threading.Event], None]
-"""A function that runs in a thread until the event is set."""
+Worker = Callable[[threading.Event], None]  # runs in a thread until the event is set
 _JOIN_S = 10.0
 # Longer than the folder source waits for a photo that may still be written to.
 _IDLE_S = 3.0
@@ -66,20 +64,15 @@ def watch(
     by_user: Callable[[], bool] = lambda: False,
     command: Sequence[str] = (),
 ) -> AgentState:
-    """Runs the agent in the calling thread until `stop` is set.
+    """Runs the agent in the calling thread until `stop` is set, and returns its last state.
 
     Args:
-        settings: settings of the device, for example from `read_settings`.
         state: folder for detections, unsent messages and models; created if missing. Two agents cannot share it.
         stop: set this event to end the agent cleanly.
-        listeners: functions to call for detections and alerts; None for none.
         once: also end when the folder or video has no new photos and all messages are delivered. Messages that
             no receiver accepts for 30 s are left for the next run.
         by_user: returns whether the user set `stop` with Ctrl-C; `AgentState.stopped` records it.
         command: words after `agridistill watch` that start this agent again, without secrets; `status` prints them.
-
-    Returns:
-        The state of the agent at its end.
 
     Raises:
         AgriDistillError: a setting cannot be used, or a part of the agent failed.
@@ -175,9 +168,9 @@ def _keeper(settings: WatchSettings, stores: Stores, stack: contextlib.ExitStack
 def _uploader(options: KeepSettings, photos: KeptPhotos) -> Deliverer:
     login = None
     if options.user:
-        login = basic(options.user, read_secret(options.password_file, "AGRIDISTILL_KEEP_PASSWORD") or "")
+        login = basic_login(options.user, read_secret(options.password_file, "AGRIDISTILL_KEEP_PASSWORD") or "")
     elif token := read_secret(options.token_file, "AGRIDISTILL_KEEP_TOKEN"):
-        login = bearer(token)
+        login = f"Bearer {token}"
     upload = Upload(photos, options.upload, login, options.ca_file)
     return Deliverer(photos, upload, upload.name, ("a photo", "photos"))
 
@@ -218,7 +211,6 @@ def _agent(
     reported = set[str]()
 
     def seen(identity: str) -> bool:
-        """Whether this or an earlier model has already classified a photo; logs each earlier model once."""
         decided_by = history.decided_by(identity)
         if decided_by and decided_by not in {model.decider.model_id, *reported}:
             reported.add(decided_by)
@@ -317,10 +309,7 @@ def _open_page(
 
 @contextlib.contextmanager
 def _running(workers: Sequence[Worker], stop: threading.Event) -> Iterator[list[BaseException]]:
-    """Runs workers in threads, and ends them on exit. If one fails, `stop` is set so that the whole agent ends.
-
-    Yields the list of exceptions that workers have raised.
-    """
+    """Runs workers in threads, and yields the list of their exceptions; the first one sets `stop` to end the agent."""
     ending, failures = threading.Event(), list[BaseException]()
 
     def guarded(worker: Worker) -> None:

@@ -18,8 +18,7 @@ from agridistill.runtime.verdict import Verdict as Verdict
 from agridistill.runtime.verdict import plain_label as plain_label
 from agridistill.runtime.verdict import verdict_words
 
-SCHEMA_VERSION = 1
-"""Version of the JSON of detections, alerts and states; raised when programs for the old version would misread it."""
+SCHEMA_VERSION = 1  # of the JSON of detections, alerts and states; raised if old programs would misread it
 
 AlertState = Literal["open", "resolved"]
 Level = Literal["info", "warning", "critical"]
@@ -169,12 +168,12 @@ def number_of(number: int, thing: str) -> str:
 
 
 def leaves_words(number: int) -> str:
-    """Returns a number of leaves as text: "1 leaf", "1,200 leaves"."""
+    """Returns "1 leaf" or "1,200 leaves"."""
     return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
 
 
 def moment(at_s: float) -> datetime | None:
-    """Converts seconds since 1970 to a datetime in UTC; None if the value is out of range for a datetime."""
+    """Converts seconds since 1970 to a datetime in UTC; None if the value is out of range."""
     try:
         return datetime.fromtimestamp(at_s, UTC)
     except (OverflowError, ValueError, OSError):

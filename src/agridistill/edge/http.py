@@ -37,7 +37,7 @@ class HttpError(OSError):
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Creates a TLS context that trusts the certificate authorities in the PEM file `ca_file`, or the system's if None.
+    """Creates a TLS context that trusts the authorities in the PEM file `ca_file`, or the system's if that is None.
 
     Raises:
         EdgeError: the file cannot be read, or contains no certificate.
@@ -51,10 +51,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 class HttpClient:
     """Sends HTTP requests with a time limit for the whole exchange.
 
-    Args:
-        auth: login for servers that require one (status 401); None for none.
-        context: TLS context; None trusts the system's certificate authorities.
-        follow_redirects: whether redirects are followed, except from https to http; otherwise they raise HttpError.
+    Without `follow_redirects`, a redirect raises HttpError; one from https to http always does.
 
     Raises:
         EdgeError: a proxy variable in the environment, such as HTTPS_PROXY, is invalid.
@@ -84,9 +81,7 @@ class HttpClient:
         """Sends a request and yields the response, whose body must be read inside the `with` block.
 
         Args:
-            url: http(s) address.
             limit_s: time limit in seconds for everything from connecting to the end of the `with` block.
-            method: HTTP method.
             request: further arguments of `httpx.Client.build_request`, such as `headers` and `content`.
 
         Raises:

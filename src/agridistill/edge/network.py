@@ -1,7 +1,8 @@
-"""Helpers for all network code: URLs without their secrets, and pauses between retries."""
+"""For all network code: URLs and their public parts, the login by Basic, and pauses between retries."""
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -35,24 +36,41 @@ class Backoff:
         self._next_s = self.first_s
 
 
+def usable_url(url: str, *schemes: str) -> SplitResult | None:
+    """Splits a URL; None if it has no host, a wrong port or none of `schemes` (none given: any scheme)."""
+    try:
+        parts = urlsplit(url)
+        is_usable = bool(parts.hostname) and parts.port != 0 and (not schemes or parts.scheme in schemes)
+    except ValueError:
+        return None
+    return parts if is_usable else None
+
+
 def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
     """Splits a URL into its parts; `example` is a correct URL for the error message.
 
     Raises:
         EdgeError: the URL has no host or a wrong port. The message omits the URL, which may contain a password.
     """
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    parts = usable_url(url)
+    if parts is None:
         raise EdgeError(
             f"an address such as {example}",
             "an address without a host or with a wrong port",
             "correct the address; write special characters of a password as %XX, such as %40 for @",
         )
     return parts
+
+
+def server_of(url: str) -> str:
+    """Returns `HOST` or `HOST:PORT` of a URL, for log lines; the rest of the URL may contain secrets."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+def basic_login(user: str, password: str) -> str:
+    """Returns the header `Authorization` for Basic authentication (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def without_user(parts: SplitResult) -> SplitResult:

@@ -25,7 +25,6 @@ from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words", "upload"})
 
 
@@ -111,7 +110,7 @@ class WatchSettings:
 
     @property
     def device_name(self) -> str:
-        """This device's name for topics and detections: `device`, or if that is empty, the host's name."""
+        """`device`, or if that is empty, the host's name."""
         return self.device or _usable_name(socket.gethostname()) or "device"
 
     @property
@@ -172,8 +171,7 @@ def read_secret(file: Path | None, variable: str) -> str | None:
         return os.environ.get(variable) or None
     expected = "a file with a token or password (token_file, password_file)"
     try:
-        with file.open(encoding="utf-8") as opened:
-            secret = opened.read(_LONGEST_SECRET).strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise ConfigError(expected, f"'{file}' ({reason})", "check its path and permissions") from None

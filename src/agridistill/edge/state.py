@@ -19,8 +19,7 @@ from agridistill.errors import EdgeError
 from agridistill.storage import write_json
 
 STATE_FILE, HISTORY_FILE = "state.json", "history.sqlite"
-FRESH_S = 30.0
-"""A state older than this, in seconds, belongs to an agent that has ended or hangs: it is written every 10 s."""
+FRESH_S = 30.0  # an older state belongs to an agent that has ended or hangs: it is written every 10 s
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Key in the state; kind, name and meaning of the metric.
@@ -96,11 +95,7 @@ class AgentState(Document):
 
 
 def state_folder() -> Path:
-    """Returns the agent's default state folder.
-
-    It is `$STATE_DIRECTORY`, which systemd sets; else `$XDG_STATE_HOME/agridistill`; else
-    `~/.local/state/agridistill`.
-    """
+    """Returns `$STATE_DIRECTORY`, which systemd sets; else `$XDG_STATE_HOME/agridistill`; else `~/.local/state/…`."""
     # A unit with several state folders gets them separated by colons.
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
@@ -136,10 +131,7 @@ def read_state(folder: Path) -> AgentState:
 
 
 def is_running(state: AgentState, now_s: float) -> bool:
-    """Returns whether the agent that wrote `state` is running at `now_s`, in seconds since 1970.
-
-    It is if its process exists and the state is less than 30 s old.
-    """
+    """Returns whether the process that wrote `state` exists, and the state is less than 30 s old at `now_s`."""
     # A state from the future was written before the clock was set back, and is not fresh either.
     return abs(now_s - state.at_s) < FRESH_S and process_lives(state.pid)
 

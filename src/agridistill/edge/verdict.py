@@ -33,11 +33,7 @@ _CONFIRM_S = 30.0
 class Decider:
     """Classifies frames with one model. A frame of poor quality is "unusable", and the model is not run on it.
 
-    Args:
-        predictor: runs the model.
-        quality: limits of the quality check, such as the least brightness.
-        device: name of the device, which each detection contains.
-        source: name of the source without passwords, which each detection contains.
+    Each detection contains the names `device` and `source`; that of the source is without passwords.
     """
 
     def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
@@ -45,7 +41,7 @@ class Decider:
 
     @property
     def manifest(self) -> ModelManifest:
-        """The manifest of the model: its classes, its preprocessing and the sha256 of its file."""
+        """The manifest of the model."""
         return self._predictor.manifest
 
     @property
@@ -109,12 +105,8 @@ def thumbnail(frame: Frame) -> bytes:
 class CurrentModel:
     """The model in use. If a model from an update fails, the last good model is loaded again.
 
-    An updated model is on trial until it has classified 20 frames and has run for 30 s.
-
-    Args:
-        slots: the models stored on this device.
-        create: creates a decider from a model file; raises AgriDistillError if the model cannot be used with these
-            settings, for example because it lacks a class that a rule names.
+    An updated model is on trial until it has classified 20 frames and has run for 30 s. `create` loads a model file;
+    it raises AgriDistillError if the model cannot be used with these settings (a rule names a class that it lacks).
 
     Raises:
         AgriDistillError: neither the active model nor any earlier one can be loaded.
@@ -148,8 +140,7 @@ class CurrentModel:
         """Loads the active model, for example after an update; if that fails, loads the last good model instead.
 
         Raises:
-            AgriDistillError: the model that `--model` names cannot be loaded either, for example because a rule names
-                a class that no model has. The active version stays.
+            AgriDistillError: the model that `--model` names cannot be loaded either. The active version stays.
         """
         active = self._slots.start()
         while True:

@@ -15,11 +15,11 @@ from tests.edge.keep.test_upload import AT_S, DAY, uploading
 
 from agridistill.edge.delivery import outputs
 from agridistill.edge.keep.store import KeptPhotos
-from agridistill.edge.keep.upload import basic
+from agridistill.edge.network import basic_login
 from agridistill.edge.store.history import History
 
 pytestmark = pytest.mark.slow
-LOGIN = basic(USER, PASSWORD)
+LOGIN = basic_login(USER, PASSWORD)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_rclone_refuses_a_wrong_password_with_one_clear_line(tmp_path: Path, cap
     with webdav(tmp_path / "served") as server, History(tmp_path / "history.sqlite") as history:
         kept = KeptPhotos(history, tmp_path / "kept", 10**7)
         keep(kept, history, 0)
-        with uploading(kept, server.address, basic(USER, "another")):
+        with uploading(kept, server.address, basic_login(USER, "another")):
             wait_for(lambda: caplog.records)
     assert [record.getMessage().partition(" does not accept ")[2] for record in caplog.records] == [
         "photos (HTTP status 401: check user, password_file and token_file in [keep]): they wait in the outbox"

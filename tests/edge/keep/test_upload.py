@@ -17,7 +17,8 @@ from tests.edge.keep.test_store import keep, name
 from agridistill.edge.delivery import outputs
 from agridistill.edge.delivery.outputs import Deliverer
 from agridistill.edge.keep.store import KeptPhotos
-from agridistill.edge.keep.upload import Upload, basic, bearer
+from agridistill.edge.keep.upload import Upload
+from agridistill.edge.network import basic_login
 from agridistill.edge.store.history import History
 
 AT_S, DAY = 1_780_300_800.0, "2026-06-01"
@@ -95,7 +96,7 @@ def paths(*numbers: int, before: str = f"/photos/{DAY}/") -> list[str]:
 
 
 def test_a_photo_is_followed_by_its_sidecar(kept: KeptPhotos, server: Server) -> None:
-    with uploading(kept, f"{server.address}/photos", basic("me", "pa:ss")):
+    with uploading(kept, f"{server.address}/photos", basic_login("me", "pa:ss")):
         wait_for(lambda: not kept.pending())
     assert server.asked == [("PUT", path) for path in paths(1, 2)]
     assert server.logins == {"Basic bWU6cGE6c3M="}
@@ -133,7 +134,7 @@ def test_an_address_with_a_name_may_have_a_signature(kept: KeptPhotos, server: S
 def test_a_service_may_send_each_put_to_a_presigned_address(kept: KeptPhotos, server: Server, status: int) -> None:
     store = Server()
     server.answers, server.location = lambda method, path: status, f"{store.address}/bucket"
-    with uploading(kept, f"{server.address}/{{name}}", bearer("s3cr3t")):
+    with uploading(kept, f"{server.address}/{{name}}", "Bearer s3cr3t"):
         wait_for(lambda: not kept.pending())
     store.close()
     assert sorted(store.files) == paths(1, 2, before="/bucket/")
@@ -166,7 +167,7 @@ def test_trouble_is_reported_once_without_secrets_and_ends_by_itself(
     kept: KeptPhotos, server: Server, status: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = lambda method, path: status if len(server.asked) < 12 else None
-    with uploading(kept, f"{server.address}/s3cr3t-path/", bearer("s3cr3t")):
+    with uploading(kept, f"{server.address}/s3cr3t-path/", "Bearer s3cr3t"):
         wait_for(lambda: not kept.pending())
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2

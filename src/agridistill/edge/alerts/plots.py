@@ -37,7 +37,7 @@ class AlertMessage:
 
     @property
     def event_id(self) -> str:
-        """Id of this notification, 32 hex digits; the same if it is sent twice, so receivers can drop duplicates."""
+        """32 hex digits; the same if the notification is sent twice, so receivers can drop duplicates."""
         news = f"{self.alert.alert_id}\0{self.change}\0{self.notified_s!r}"
         return hashlib.sha256(news.encode()).hexdigest()[:32]
 
@@ -72,7 +72,6 @@ class AlertKeeper:
     """Opens, updates and ends alerts by applying rules to the recent leaves of each plot.
 
     Args:
-        rules: conditions under which alerts open and end.
         classes: the model's classes, in the order of its probabilities.
         pool: the recent leaves of all plots; its `windows_s` must include the windows of all rules.
         known: alerts to continue after a restart: those that are open, and those that ended but whose end was not sent.
@@ -119,7 +118,7 @@ class AlertKeeper:
 
     @property
     def open_classes(self) -> dict[str, set[str]]:
-        """The classes that the rules of open alerts count, by plot."""
+        """By plot, the classes that the rules of its open alerts count."""
         found: dict[str, set[str]] = {}
         for alert in self.open:
             found.setdefault(alert.plot, set()).update(self._classes[i] for i in self._indices.get(alert.rule, ()))
@@ -260,8 +259,6 @@ class Plots:
     another source end, because plots with the same name in two folders are different plots.
 
     Args:
-        history: database of detections and alerts.
-        rules: conditions under which alerts open and end.
         classes: the model's classes, in the order of its probabilities.
         view_s: length of the time window of `PlotHealth`, in seconds.
         healthy: names or patterns of classes that count as healthy, besides those that `is_healthy` recognises.
@@ -319,11 +316,7 @@ class Plots:
             self._look(detection.plot, clock_s, now_s)
 
     def store(self) -> None:
-        """Writes the alerts that changed since the last call to the history.
-
-        Raises:
-            OutboxError: the history cannot be written.
-        """
+        """Writes the alerts that changed since the last call to the history; raises OutboxError if that fails."""
         changed = self.alerts.changed.values()
         if changed:
             self._history.put_alerts([alert for alert, _ in changed], told_s=[at_s for _, at_s in changed])
@@ -354,10 +347,7 @@ class Plots:
         )
 
     def _add(self, detection: Detection, came_s: float, came_at_s: float) -> bool:
-        """Adds a detection to the pool, and returns whether it counts as a leaf.
-
-        `came_s` and `came_at_s` are its arrival by the monotonic clock and by the device's clock.
-        """
+        """Adds a detection that came at `came_s` (monotonic) to the pool; returns whether it counts as a leaf."""
         if detection.verdict not in _COUNTED or set(detection.probabilities) != set(self.classes):
             return False
         row = np.array([detection.probabilities[name] for name in self.classes])

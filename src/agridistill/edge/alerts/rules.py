@@ -20,16 +20,13 @@ from agridistill.errors import ConfigError, nearest
 from agridistill.runtime.verdict import plain_label
 
 WindowMinutes = Annotated[float, Field(gt=0, le=60 * 24 * 31)]
-"""Length of a window in minutes, up to 31 days."""
 DEFAULT_RULE_NAME = "ill leaves"
 # Two clearly ill leaves of five open an alert; a single one does not.
 DEFAULT_SHARE, DEFAULT_LEAST_LEAVES = 0.3, 5
 NO_LEAVES = "No recent leaves"
-PLOT_SCHEMA_VERSION = 2
-"""Schema version of the JSON of `PlotHealth`."""
+PLOT_SCHEMA_VERSION = 2  # of the JSON of `PlotHealth`
 _TREND = 0.1  # smaller differences between two windows are noise
-BUCKETS = 400
-"""Number of time buckets in a window. Leaves of a bucket are summed, so a window's start is exact to 1/400 of it."""
+BUCKETS = 400  # in a window; leaves of a bucket are summed, so a window's start is exact to 1/400 of it
 _QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _NEGATIONS = frozenset({"not", "non", "no", "un"})
@@ -71,7 +68,7 @@ class Rule:
 
     @property
     def window_s(self) -> float:
-        """Length of the time window in which leaves are counted, in seconds."""
+        """`window_minutes` in seconds."""
         return 60.0 * self.window_minutes
 
     @property
@@ -80,7 +77,7 @@ class Rule:
         return self.share / 2 if self.resolve_share is None else self.resolve_share
 
     def concerns(self, plot: str) -> bool:
-        """Whether the rule applies to a plot: its name matches one of the patterns in `plots`."""
+        """Whether the rule applies to a plot."""
         return any(fnmatchcase(plot, pattern) for pattern in self.plots)
 
     def is_quiet(self, now_s: float) -> bool:
@@ -237,7 +234,7 @@ class Leaves:
 
     @property
     def number(self) -> int:
-        """Number of leaves, summed over all rows."""
+        """Number of leaves."""
         return int(self.counts.sum())
 
     def between(self, start_s: float, end_s: float = math.inf) -> Leaves:
@@ -267,13 +264,9 @@ class LeafPool:
         self._came_s: dict[str, float] = {}
 
     def add(self, plot: str, probabilities: NDArray[np.float64], at_s: float, *, came_s: float | None = None) -> None:
-        """Adds one leaf.
+        """Adds a leaf with the calibrated probabilities `(K,)` of the K classes.
 
-        Args:
-            plot: name of the plot on which it grows.
-            probabilities: calibrated probabilities of the K classes, `(K,)`.
-            at_s: time for which the leaf counts, in monotonic seconds.
-            came_s: time at which its photo reached the agent, in monotonic seconds; None means `at_s`.
+        It counts for the time `at_s`; its photo came at `came_s` (None: `at_s`), both in monotonic seconds.
         """
         came_s = at_s if came_s is None else came_s
         if plot not in self._newest_s:
@@ -295,7 +288,7 @@ class LeafPool:
 
     @property
     def plots(self) -> list[str]:
-        """Names of the plots that have leaves in the pool."""
+        """Plots that have leaves in the pool."""
         return list(self._newest_s)
 
     def leaves(self, plot: str, window_s: float, now_s: float) -> Leaves:

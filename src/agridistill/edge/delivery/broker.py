@@ -18,6 +18,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from pydantic import Field
 
+from agridistill.edge.network import usable_url
 from agridistill.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ _ADVICE = "check user name, device name and the broker's access list"
 # Size of a PUBLISH packet besides topic and payload: its header, two lengths, the packet's number, no properties.
 _PACKET_BYTES = 10
 
+# What is refused: a topic, and a message's `seq` in the outbox, or None for all messages of the topic.
 _Key = tuple[str, int | None]
-"""What is refused: a topic, and a message's `seq` in the outbox, or None for all messages of the topic."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,8 @@ class BrokerSettings:
     discovery_prefix: str = "homeassistant"  # first level of the topic of that description
 
     def __post_init__(self) -> None:
-        try:
-            parts = self._parts
-            is_valid = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
-            is_valid = is_valid and not (parts.query or parts.fragment or "@" in parts.path)
-        except ValueError:
-            is_valid = False
-        if not is_valid:
+        parts = usable_url(self._whole_url, "mqtt", "mqtts")
+        if parts is None or parts.query or parts.fragment or "@" in parts.path:
             # It may contain a password, whose '/', '#' or '?' made the address invalid.
             hidden = "an invalid address (hidden, because it may contain a password)"
             raise ConfigError(
@@ -84,16 +80,20 @@ class BrokerSettings:
 
     @property
     def _parts(self) -> SplitResult:
-        return urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
+        return urlsplit(self._whole_url)
+
+    @property
+    def _whole_url(self) -> str:
+        return self.url if "://" in self.url else f"mqtt://{self.url}"
 
     @property
     def host(self) -> str:
-        """Host name or IP address of the broker, from `url`."""
+        """Host of `url`."""
         return self._parts.hostname or ""
 
     @property
     def port(self) -> int:
-        """Port of the broker: the one in `url`, else 8883 with TLS and 1883 without."""
+        """Port of `url`, else 8883 with TLS and 1883 without."""
         return self._parts.port or (8883 if self.tls else 1883)
 
     @property
@@ -103,7 +103,7 @@ class BrokerSettings:
 
     @property
     def username(self) -> str | None:
-        """User name in `url`, or None if it has none."""
+        """User name in `url`."""
         return unquote(self._parts.username) if self._parts.username else None
 
     @property
@@ -244,9 +244,6 @@ class Refusals:
     Some brokers refuse a message with a reason code (MQTT 5). Others (RabbitMQ, aedes) close the connection each time
     the message is sent. A refused message is skipped and sent again after a minute; the pause doubles with each further
     refusal, up to 6 hours. The first refusal of each kind is logged as a warning.
-
-    Args:
-        where: host and port of the broker, for log lines.
     """
 
     def __init__(self, where: str = "") -> None:
@@ -263,12 +260,7 @@ class Refusals:
         self._accepted: set[str] = set()
 
     def announced(self, *, retain: bool = True, largest_bytes: int | None = None) -> None:
-        """Stores what the broker announces when it accepts a connection.
-
-        Args:
-            retain: whether it supports retained messages.
-            largest_bytes: largest packet that it accepts, in bytes; None if it names no limit.
-        """
+        """Stores what the broker announces: whether it supports retained messages, and its largest packet."""
         self.retain, self.largest_bytes = retain, largest_bytes
         if not retain:
             self._warn_once(

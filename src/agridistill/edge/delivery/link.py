@@ -42,9 +42,6 @@ class BrokerLink:
     """Publishes the agent's state, plots, detections and alerts to the MQTT broker, and receives model updates.
 
     Args:
-        access: login and topics of this device.
-        outbox: holds the detections and alerts to send.
-        state: returns the agent's current state.
         health: returns the health of each plot that had leaves in the last 31 days.
         connection: its field `connected` is set whenever the connection opens or ends.
         updates: receives the releases (signed model updates) sent to `update/set`; None does not subscribe to them.
@@ -136,10 +133,9 @@ class BrokerLink:
 
 
 class PublishedPlots:
-    """Stores which plots have retained messages at the broker, so that those of removed plots can be deleted there.
+    """Stores in a JSON file which plots have retained messages at the broker, to delete those of removed plots there.
 
-    Args:
-        file: JSON file with the plots; a missing or damaged file counts as empty.
+    A missing or damaged file counts as empty.
     """
 
     def __init__(self, file: Path) -> None:
@@ -152,11 +148,8 @@ class PublishedPlots:
     def update(self, plots: Collection[str], *, forget: bool = True, now_s: float | None = None) -> list[str]:
         """Stores the plots that exist now, and returns those of earlier calls that no longer exist.
 
-        Args:
-            plots: names of the plots that exist now.
-            forget: whether plots that were removed more than 7 days ago are no longer returned. False while the broker
-                is unreachable, because their messages cannot be deleted there.
-            now_s: time in seconds since 1970; None for the system's clock.
+        With `forget`, plots that were removed more than 7 days ago are no longer returned. It must be False while the
+        broker is unreachable, because their messages cannot be deleted there.
         """
         now_s = time.time() if now_s is None else now_s
         after = dict.fromkeys(plots)
@@ -192,17 +185,8 @@ def discovery(
 ) -> dict[str, bytes]:
     """Returns the message by which Home Assistant adds this device and its sensors ("MQTT discovery").
 
-    Args:
-        access: login and topics of this device.
-        plots: plots that get one sensor each.
-        gone: plots whose sensor Home Assistant must remove.
-        model: name and version of the leaf model.
-        page_url: the local page's address for other machines; None if they cannot open the page.
-        has_temperature: whether the device can read its processor's temperature, which then gets a sensor.
-
-    Returns:
-        One topic, `DISCOVERY_PREFIX/device/ID/config`, and its JSON payload, to be published as a retained message.
-        Home Assistant understands this format since 2024.11.
+    It is a retained message on the topic `DISCOVERY_PREFIX/device/ID/config`; Home Assistant understands the format
+    since 2024.11. Each of `plots` gets a sensor; those of the plots that are `gone` are removed.
     """
     node, state = _name(access.base.replace("/", "_")), access.topic("state")
     sensors = {

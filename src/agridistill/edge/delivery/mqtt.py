@@ -32,8 +32,6 @@ class MqttPublisher:
     others. paho's own queue is not used: after a reconnect it ignores order and limit, and a restart loses it.
 
     Args:
-        outbox: holds the messages to send.
-        access: login and topics of this device.
         connection: its field `connected` is set whenever the connection opens or ends.
         retained: called every second; returns the retained payloads by topic, the most important first. Each payload is
             sent on a new connection and when it changes; an empty one deletes the topic's message.

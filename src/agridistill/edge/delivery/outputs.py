@@ -13,14 +13,13 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from agridistill.edge.network import Backoff
+from agridistill.edge.network import Backoff, server_of, usable_url
 from agridistill.edge.store.outbox import Message, Pending
 from agridistill.errors import ConfigError, EdgeError, OutboxError
 
@@ -54,10 +53,10 @@ class Queue(Protocol):
     """Messages that wait for delivery: an `Outbox`, or the kept photos."""
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
-        """Returns up to `limit` messages with a number `seq` above `after`, in the order of their numbers."""
+        """See `Outbox.pending`."""
 
     def delivered(self, seqs: Iterable[int]) -> None:
-        """Marks messages as delivered, so that they are no longer pending."""
+        """See `Outbox.delivered`."""
 
 
 class Deliverer:
@@ -66,18 +65,13 @@ class Deliverer:
     A message that the receiver refuses because of its content is repeated every five minutes, and later messages are
     delivered meanwhile.
 
-    Args:
-        outbox: holds the messages for this receiver only.
-        deliver: sends one message; raises `DeliveryError` if it fails.
-        name: the receiver's name in the log; it must not contain secrets.
-        what: a message and several messages in words, for the log.
+    `name` is the receiver in log lines, without secrets; `what` is a message and several messages there.
     """
 
     def __init__(
         self, outbox: Queue, deliver: Deliver, name: str, what: tuple[str, str] = ("an alert", "alerts")
     ) -> None:
-        self.outbox, self.name, self._what = outbox, name, what
-        self._deliver = deliver
+        self._outbox, self._deliver, self._name, self._what = outbox, deliver, name, what
         # When a refused message is sent again, in monotonic seconds, by `Pending.seq`.
         self._refused: dict[int, float] = {}
 
@@ -96,7 +90,7 @@ class Deliverer:
                     continue
                 self._deliver(waiting.message, stop)
                 self._refused.pop(waiting.seq, None)
-                self.outbox.delivered([waiting.seq])
+                self._outbox.delivered([waiting.seq])
             except (DeliveryError, OutboxError, OSError) as error:  # OSError: the disk of the kept photos
                 if waiting is not None and isinstance(error, RefusedMessageError):
                     self._postpone(waiting.seq, error, quietly=bool(refusals))
@@ -106,21 +100,21 @@ class Deliverer:
                         continue
                 if not is_away:
                     line = "%s does not accept %s (%s): they wait in the outbox"
-                    logger.warning(line, self.name, self._what[1], error)
+                    logger.warning(line, self._name, self._what[1], error)
                     is_away = True
                 if isinstance(error, LoginRefusedError):
                     backoff.skip_to_longest()
                 stop.wait(backoff.pause_s())
                 continue
             if is_away:
-                logger.warning("%s accepts %s again", self.name, self._what[1])
+                logger.warning("%s accepts %s again", self._name, self._what[1])
             backoff.reset()
             is_away, refusals = False, 0
 
     def _next(self) -> Pending | None:
-        """Returns the first message that was never refused, else the first one that is due again, else None."""
+        """Returns the first message that was never refused, else the first one that is due again."""
         after, first, again = 0, 0, None
-        while waiting := self.outbox.pending(after=after, limit=_PAGE):
+        while waiting := self._outbox.pending(after=after, limit=_PAGE):
             first, after = first or waiting[0].seq, waiting[-1].seq
             for pending in waiting:
                 if pending.seq not in self._refused:
@@ -134,7 +128,7 @@ class Deliverer:
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         level = logging.INFO if quietly or seq in self._refused else logging.WARNING
         line = "%s refuses %s (%s): it is sent again every %g minutes, and later %s are sent meanwhile"
-        logger.log(level, line, self.name, self._what[0], error, _LONGEST_PAUSE_S / 60, self._what[1])
+        logger.log(level, line, self._name, self._what[0], error, _LONGEST_PAUSE_S / 60, self._what[1])
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
@@ -150,13 +144,9 @@ class Webhook:
     token: str | None = field(default=None, repr=False)  # for `Authorization: Bearer`; None sends none
 
     def __post_init__(self) -> None:
-        try:
-            parts = urllib.parse.urlsplit(self.url)
-            is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_usable = False
+        parts = usable_url(self.url, "http", "https")
         # The message omits the address, which often holds a token.
-        if not is_usable or "@" in parts.netloc:
+        if parts is None or "@" in parts.netloc:
             raise ConfigError(
                 "a webhook address such as https://host/path, without a user name",
                 "another address (hidden, because it may contain a token)",
@@ -165,9 +155,8 @@ class Webhook:
 
     @property
     def name(self) -> str:
-        """Name for log lines, "the webhook at HOST:PORT"; the rest of the address may contain secrets."""
-        parts = urllib.parse.urlsplit(self.url)
-        return f"the webhook at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        """Name for log lines, without secrets."""
+        return f"the webhook at {server_of(self.url)}"
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
         """Sends one message; `stop` is ignored, because a request takes at most 10 s.
@@ -218,7 +207,7 @@ class Command:
 
     @property
     def name(self) -> str:
-        """Name for log lines, "the command 'PROGRAM'"."""
+        """Name for log lines, without the arguments, which may contain secrets."""
         return f"the command '{self.words[0]}'"
 
     @property

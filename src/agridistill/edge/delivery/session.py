@@ -56,13 +56,8 @@ class RefusedError(LostError):
 class Session:
     """One connection to the MQTT broker; sends retained payloads and the messages of the outbox.
 
-    Args:
-        outbox: holds the messages to send.
-        access: login and topics of this device.
-        protocol: MQTT 5 or 3.1.1. With 3.1.1 a broker may acknowledge a message that it refuses.
-        refusals: record of refused messages, which continues over several sessions; None starts an empty one.
-        retained: returns the retained payloads by topic, the most important first.
-        commands: by topic, a function that is called with the payload of each message received there.
+    The arguments are those of `MqttPublisher`; `refusals` continues over several sessions. With MQTT 3.1.1 a broker may
+    acknowledge a message that it refuses.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from agridistill.edge.alerts import Plots
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.keep.photo import Reason
 from agridistill.edge.keep.store import GroupTooLargeError, KeptPhotos, PhotoTooLargeError
+from agridistill.edge.network import usable_url
 from agridistill.edge.store.history import Decision
 from agridistill.errors import ConfigError, OutboxError
 
@@ -60,14 +60,8 @@ class KeepSettings:
 
 
 def _require_address(address: str) -> None:
-    try:
-        parts = urllib.parse.urlsplit(address)
-        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        is_usable = is_usable and "@" not in parts.netloc and not parts.fragment
-        is_usable = is_usable and (NAME in parts.path + parts.query or not parts.query)
-    except ValueError:
-        is_usable = False
-    if not is_usable:
+    parts = usable_url(address, "http", "https")
+    if parts is None or "@" in parts.netloc or parts.fragment or (parts.query and NAME not in parts.path + parts.query):
         raise ConfigError(
             "upload in [keep]: a folder's address such as https://host/photos/, or one with {name} for the file's name",
             "another address (hidden, because it may contain a password)",
@@ -80,10 +74,6 @@ class Keeper:
 
     If the disk of the kept photos refuses writes, detections and alerts go on. A folder's photo is then not marked as
     decided on and not deleted, so that the next start of the agent decides on it again and keeps it.
-
-    Args:
-        photos: stores the photos.
-        settings: which photos are kept.
     """
 
     def __init__(self, photos: KeptPhotos, settings: KeepSettings) -> None:

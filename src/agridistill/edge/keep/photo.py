@@ -32,9 +32,7 @@ _PHOTO_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x829A, 0x829D, 0x8827, 0
 def photo_content(frame: Frame, *, location: bool) -> bytes:
     """Returns a frame as JPEG: the original file's pixels without any loss if it is a JPEG, else encoded again.
 
-    Args:
-        frame: the frame; without an original, or with one of another format, its pixels are encoded.
-        location: whether the original may keep its location and all other metadata.
+    With `location`, the original keeps its location and all other metadata.
     """
     original = _original(frame)
     if original.startswith(b"\xff\xd8"):

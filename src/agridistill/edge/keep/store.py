@@ -69,7 +69,6 @@ class KeptPhotos:
 
     Args:
         history: the database that stores detections and kept photos together.
-        folder: the folder; it is created if it does not exist.
         max_bytes: largest size of all photos and sidecars; beyond it, old and alike photos are removed.
         location: whether photos may keep their location.
         delete_uploaded: whether photos are removed once they are uploaded.
@@ -171,11 +170,9 @@ class KeptPhotos:
             sync_folder(self.folder)
 
     def release_held(self, classes: Mapping[str, Collection[str]], *, before_s: float) -> None:
-        """Publishes the held leaves of alerts, and removes those that are too old for an alert.
+        """Publishes the held leaves of alerts, and removes those before `before_s`, in seconds since 1970.
 
-        Args:
-            classes: by plot with an open alert, the classes that the alert counts.
-            before_s: earlier leaves are removed, in seconds since 1970.
+        `classes` are by plot with an open alert the classes that the alert counts.
 
         Raises:
             OSError: the disk is full or the folder is away.
@@ -243,7 +240,7 @@ class KeptPhotos:
         return OutboxCounts(waiting, found["waiting_bytes"], found["oldest_s"], found["uploaded"], dropped)
 
     def state(self) -> dict[str, Any]:
-        """Returns numbers for the agent's state: photos, bytes, waiting (with bytes, oldest_s), uploaded, dropped."""
+        """Returns numbers for the agent's state."""
         query = "SELECT count(*), coalesce(sum(size_bytes), 0), min(at_s) FROM kept WHERE "
         counter = "SELECT coalesce(sum(value), 0) FROM counters WHERE name = ?"
         with self._history.reading() as database:
@@ -404,11 +401,8 @@ class KeptPhotos:
 def thinned(oldest: Sequence[_Row], needed: int) -> list[str]:
     """Returns the photos to remove until `needed` bytes are free; all, if that is not enough.
 
-    It is always the older one of the two most alike photos; if no two are alike, the oldest.
-
-    Args:
-        oldest: the photos to choose from, the oldest first.
-        needed: bytes to free.
+    `oldest` are the photos to choose from, the oldest first. It is always the older one of the two most alike photos;
+    if no two are alike, the oldest.
     """
     looks = np.array([row.look for row in oldest], np.int64).view(np.uint8).reshape(-1, 8)
     signs = 2.0 * np.unpackbits(looks, axis=1).astype(np.float32) - 1

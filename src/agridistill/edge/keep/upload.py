@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from agridistill.edge.delivery.outputs import DeliveryError, LoginRefusedError, RefusedMessageError
 from agridistill.edge.keep.choice import NAME
 from agridistill.edge.keep.store import PHOTO, SIDECAR, KeptPhotos
+from agridistill.edge.network import server_of
 from agridistill.edge.store.outbox import Message
 from agridistill.errors import EdgeError
 
@@ -44,11 +44,7 @@ class Upload:
     with `{name}`, this is replaced by the file's name. Redirects are followed only if they repeat the PUT (307, 308): a
     service can so answer with a presigned address of an object store. Another host never gets the login.
 
-    Args:
-        photos: the kept photos.
-        address: the address, as in the settings.
-        login: value of the header `Authorization`; None sends none. `basic` and `bearer` create it.
-        ca_file: certificate authorities to trust; None trusts the system's.
+    `login` is the value of the header `Authorization`; None sends none.
     """
 
     def __init__(self, photos: KeptPhotos, address: str, login: str | None = None, ca_file: Path | None = None) -> None:
@@ -59,9 +55,8 @@ class Upload:
 
     @property
     def name(self) -> str:
-        """Name for log lines, "the upload server HOST:PORT"; the rest of the address may contain secrets."""
-        parts = urllib.parse.urlsplit(self._address)
-        return f"the upload server {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        """Name for log lines, without secrets."""
+        return f"the upload server {server_of(self._address)}"
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
         """Uploads the photo with the sidecar `message.payload`; does nothing if the photo was removed meanwhile.
@@ -133,13 +128,3 @@ class Upload:
         remedy = f": {_REMEDIES[status]}" if status in _REMEDIES else ""
         error = RefusedMessageError if status in _OF_THE_PHOTO else DeliveryError
         raise (LoginRefusedError if status in _LOGIN else error)(f"HTTP status {status}{remedy}")
-
-
-def basic(user: str, password: str) -> str:
-    """Returns the header `Authorization` for Basic authentication (RFC 7617)."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
-def bearer(token: str) -> str:
-    """Returns the header `Authorization` for a bearer token (RFC 6750)."""
-    return f"Bearer {token}"

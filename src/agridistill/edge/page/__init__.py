@@ -28,11 +28,9 @@ class PageServer:
     """Serves the agent's page, its JSON and its metrics over HTTP, in its own threads, inside a `with` block.
 
     Args:
-        page: the data to serve.
         token: secret that clients must send; at least 16 printable ASCII characters. None, which needs no login, is
             only allowed if `host` is loopback.
-        host: address to bind to.
-        port: port to bind to; 0 chooses a free one.
+        port: 0 chooses a free one.
 
     Raises:
         EdgeError: the token is too short, has other characters, or is missing; or `page.app` is no phone page.
@@ -91,11 +89,7 @@ def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], 
 
     The function returns None if the page is bound to loopback or to a random port (0), and while there is no network.
 
-    Args:
-        host: address that the page is bound to. If it is "0.0.0.0" or "::", the URL has this device's address on the
-            route to the broker.
-        port: port that the page is bound to.
-        broker: host and port of the broker.
+    If the page is bound to "0.0.0.0" or "::", the URL has this device's address on the route to the broker.
     """
     if not port or is_loopback(host):
         return lambda: None

@@ -48,8 +48,7 @@ logger = logging.getLogger(__name__)
 
 _READ_S = 0.25
 _STOP_S = 0.8
-STILL_AFTER_S = 600.0
-"""A camera is most likely stuck if its picture has not changed for this time, in seconds."""
+STILL_AFTER_S = 600.0  # a camera is most likely stuck if its picture has not changed for this time
 _MAX_POINTS_A_SIDE = 256
 # The noise of a working sensor changes more points than this; a clock shown in a stuck picture changes fewer.
 _SAME_LEVELS, _CHANGED_SHARE = 2, 0.01
@@ -72,11 +71,9 @@ def open_source(
 
     Args:
         text: a folder, an http(s) or rtsp URL, a camera's device or number, or a video file.
-        settings: settings of the source.
         seen: returns whether a frame, given by its `Frame.identity`, has a detection, or whether `bad` was
             called with this key.
-        bad: called with a key for each photo in a folder that can never be decoded. The key is not the photo's
-            identity, because photos with a detection may be deleted.
+        bad: called with a key for each photo in a folder that can never be decoded.
         attempts: records which large photo is being read; None records nothing.
 
     Raises:
@@ -104,10 +101,7 @@ def open_source(
 
 
 def source_identity(text: str) -> str:
-    """Returns an id of a source for the history: 16 hexadecimal digits.
-
-    It is a hash of the resolved path, or of the URL without user and password.
-    """
+    """Returns an id of a source for the history: a hash of its resolved path, or of its URL without the login."""
     if "://" in text:
         text = without_user(split_url(text)).geturl()
     elif Path(text).exists():
@@ -173,10 +167,8 @@ class LatestFrame:
     Args:
         source: the source; only this object's thread opens, reads and closes it.
         backoff: pauses before a lost source is opened again; None for 1 s to 60 s.
-        still_after_s: seconds without a new picture after which a camera counts as stuck.
         end_after_s: seconds without a new photo or a change in its folder after which a folder or video has ended; None
             for never.
-        clock: returns the time in monotonic seconds.
 
     Attributes:
         skipped: number of a camera's frames that a newer one has replaced.
@@ -240,12 +232,12 @@ class LatestFrame:
             return found
 
     def done(self, frame_identity: str) -> None:
-        """Notifies the source that the detection of a frame is stored, so that it may delete the photo."""
+        """See `Source.done`."""
         self._source.done(frame_identity)
 
     @property
     def has_backlog(self) -> bool:
-        """Whether several more frames can be taken without a wait for new photos."""
+        """See `Source.has_backlog`."""
         return self._source.has_backlog()
 
     @property

@@ -46,7 +46,7 @@ class _Capture(Source):
         self._capture: Any = None
 
     def close(self) -> None:
-        """Releases the camera or the file."""
+        """See `Source.close`."""
         if self._capture is not None:
             self._capture.release()
             self._capture = None
@@ -65,9 +65,7 @@ class _Capture(Source):
 class CameraSource(_Capture):
     """Reads the newest frame of a camera or a video stream every `every_s` seconds with OpenCV.
 
-    Args:
-        target: a camera's number, its device such as "/dev/video0", or the URL of a stream.
-        settings: settings of the source.
+    `target` is a camera's number, its device such as "/dev/video0", or the URL of a stream.
 
     Raises:
         EdgeError: the URL is malformed.
@@ -151,10 +149,7 @@ class CameraSource(_Capture):
 class VideoSource(_Capture):
     """Reads a video file with OpenCV: one frame for every `every_s` seconds of the video, or all frames if that is 0.
 
-    Args:
-        path: the video file.
-        settings: settings of the source.
-        seen: returns whether a frame, given by its `Frame.identity`, has a detection already; such frames are skipped.
+    Frames for which `seen`, called with their `Frame.identity`, returns True are skipped.
     """
 
     live = False
@@ -252,13 +247,8 @@ def rtsp_status(address: SplitResult, user: str | None, password: str, *, timeou
     """Sends DESCRIBE to a camera and returns the RTSP status of its response; None if it does not respond.
 
     OpenCV only reports that a camera could not be opened. The status shows whether the password is wrong (401) or the
-    camera is away.
-
-    Args:
-        address: URL of the stream without user and password.
-        user: user name; None sends no login.
-        password: password of the user.
-        timeout_s: time limit for the connection and for each read, in seconds.
+    camera is away. `address` is without user and password; a `user` of None sends no login. `timeout_s` limits the
+    connection and each read.
     """
     peer, url = (address.hostname or "", address.port or _RTSP_PORT), address.geturl()
     try:

@@ -97,11 +97,11 @@ class FolderSource(Source):
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
     def has_backlog(self) -> bool:
-        """Returns whether photos that were found have not been read yet."""
+        """See `Source.has_backlog`."""
         return bool(self._pending)
 
     def is_busy(self) -> bool:
-        """Returns whether photos that are there, known or new, were not all considered yet."""
+        """See `Source.is_busy`."""
         return bool(self._pending) or self._listing.has_more
 
     def is_quiet(self, quiet_s: float) -> bool:
@@ -124,11 +124,11 @@ class FolderSource(Source):
             self._delete(photo)
 
     def abandon(self) -> None:
-        """Records that the photo being read did not crash the agent."""
+        """See `Source.abandon`."""
         self._reader.abandon()
 
     def close(self) -> None:
-        """Stops watching the folder."""
+        """See `Source.close`."""
         self._listing.close()
 
     def _look_for_photos(self) -> None:

@@ -39,9 +39,7 @@ class Inotify:
     def add(self, folder: Path, prefix: str) -> None:
         """Starts watching a folder, without its subfolders. For a folder that was replaced, call it again.
 
-        Args:
-            folder: the folder.
-            prefix: text that `events` puts in front of the names of the folder's files, such as "north/".
+        `events` puts `prefix`, such as "north/", in front of the names of the folder's files.
 
         Raises:
             OSError: the folder does not exist, or the system's limit of watches is reached.
@@ -66,11 +64,9 @@ class Inotify:
         waiting.poll(max(0.0, wait_s) * 1000)
 
     def events(self) -> tuple[list[str], bool]:
-        """Returns the events since the last call, without waiting.
+        """Returns the names of new or changed files since the last call, each with its folder's prefix.
 
-        Returns:
-            The names of new or changed files, each with its folder's prefix, and whether all folders must be searched:
-            a folder changed, or the system dropped events.
+        Also returns whether all folders must be searched: a folder changed, or the system dropped events.
         """
         files: list[str] = []
         search = False

@@ -34,8 +34,7 @@ from agridistill.photo_files import (
 
 logger = logging.getLogger(__name__)
 
-MAX_FOUND = 2000
-"""Largest number of photos that one search returns: it limits the memory, however many photos wait."""
+MAX_FOUND = 2000  # photos that one search returns: this limits the memory, however many photos wait
 _POLL_S = 0.02
 _CHUNK = 512
 # Pauses between searches as multiples of a search's duration, which limits the processor time; with a minimum:
@@ -80,7 +79,7 @@ class Hashes:
         self._recent: set[int] = set()  # not in the array yet, because each insertion would copy it
 
     def add(self, number: int) -> None:
-        """Adds a 64-bit integer."""
+        """Adds a number."""
         self._recent.add(number)
         if len(self._recent) > MAX_FOUND:
             self._merge()

@@ -45,11 +45,7 @@ class SnapshotSource(Source):
     """Downloads a picture from a camera every `every_s` seconds; an unchanged picture gives no frame.
 
     If the camera sends a stream (MJPEG, `multipart/x-mixed-replace`), it stays open, and its newest picture is used.
-
-    Args:
-        url: http(s) URL of the camera.
-        settings: settings of the source.
-        timeout_s: time limit in seconds for each download; in a stream, for each picture.
+    `timeout_s` limits each download; in a stream, the time for each picture.
 
     Raises:
         EdgeError: the URL is malformed, or `ca_file` cannot be read.
@@ -254,13 +250,7 @@ class JpegFrames:
 
 
 class MjpegStream:
-    """Reads JPEG pictures from an HTTP response that does not end (MJPEG).
-
-    Args:
-        answer: the response, whose body is not read yet.
-        timeout_s: longest time in seconds between two complete pictures.
-        max_bytes: largest allowed size of a picture.
-    """
+    """Reads JPEG pictures from an HTTP response that does not end (MJPEG), with at most `timeout_s` between two."""
 
     def __init__(self, answer: httpx.Response, *, timeout_s: float, max_bytes: int) -> None:
         self._answer, self._chunks, self._timeout_s = answer, answer.iter_raw(), timeout_s
@@ -292,7 +282,7 @@ class MjpegStream:
                 return None
 
     def close(self) -> None:
-        """Closes the HTTP connection."""
+        """Closes the connection."""
         self._answer.close()
 
 

@@ -6,7 +6,6 @@ first login method that a camera offers, and does not support RTSP.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import re
@@ -22,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
+from agridistill.edge.network import basic_login
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.preprocess import PhotoCost, photo_cost, read_photo
 
-MAX_PIXELS = 25_000_000
-"""Largest `PhotoCost.held_pixels` of a photo that is read: decoding it takes at most 250 MB."""
+MAX_PIXELS = 25_000_000  # largest `PhotoCost.held_pixels` of a photo: decoding it takes at most 250 MB
 # Only attempts to read photos that may exhaust the memory are recorded: each takes two writes to the disk.
 _LARGE_PIXELS, _MAX_CRASHES = 4_000_000, 2
 # If a JPEG's data ends early, its decoder fills the rest with exactly this grey, and Pillow raises no error.
@@ -53,16 +52,16 @@ class SourceEndedError(Exception):
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Settings of a source; each kind of source uses those that apply to it."""
+    """Settings of a source, see `WatchSettings`; each kind of source uses those that apply to it."""
 
-    plot: str = ""  # plot of all photos; for a folder, of the photos outside its subfolders
+    plot: str = ""
     shorter_side: int | None = None  # number of pixels that is enough, see `preprocess.read_photo`; None reads all
-    every_s: float = 1.0  # seconds between two frames of a camera or of a video file
-    after: Literal["keep", "delete"] = "keep"  # what to do with a folder's photo after its detection is stored
-    time: Literal["arrival", "photo"] = "arrival"  # the time that rules use for a folder's photo: arrival, or EXIF
+    every_s: float = 1.0
+    after: Literal["keep", "delete"] = "keep"
+    time: Literal["arrival", "photo"] = "arrival"
     username: str | None = None  # for a camera; a user in its address is used instead
     password: str | None = field(default=None, repr=False)
-    ca_file: Path | None = None  # certificate authorities to trust for https; None trusts the system's
+    ca_file: Path | None = None
 
     def login(self, parts: SplitResult) -> tuple[str | None, str]:
         """Returns user and password for a URL: those in the URL, else those of these settings (user None: no login)."""
@@ -102,12 +101,10 @@ class Source(Protocol):
         return False
 
     def done(self, frame_identity: str) -> None:
-        """Called when the detection of a frame is stored, perhaps by another thread; only a folder does something."""
-        return
+        """Called when the detection of a frame is stored, perhaps by another thread."""
 
     def abandon(self) -> None:
         """Called when the agent ends by itself while `read` may still be at work in another thread."""
-        return
 
     def close(self) -> None:
         """Releases the camera, connection or files of the source."""
@@ -131,12 +128,7 @@ def login_refused(name: str, status: int, user: str | None) -> SourceRefusedErro
 
 
 class PhotoReader:
-    """Decodes photos with limited memory, and refuses a photo that has crashed the agent twice.
-
-    Args:
-        settings: settings of the source, of which `shorter_side` limits the size of the decoded photo.
-        attempts: records which large photo is being read; None records nothing.
-    """
+    """Decodes photos with limited memory, and refuses a photo that has crashed the agent twice."""
 
     def __init__(self, settings: SourceSettings, attempts: Attempts | None = None) -> None:
         self._settings, self._attempts = settings, attempts
@@ -151,9 +143,7 @@ class PhotoReader:
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
         """Decodes a photo to `(H, W, 3)` uint8 RGB, upright, scaled to a shorter side of about `shorter_side` pixels.
 
-        Args:
-            source: path or content of the photo.
-            identity: `Frame.identity`, by which attempts are recorded; "" records none.
+        `identity` is the `Frame.identity` by which attempts are recorded; "" records none.
 
         Raises:
             UnreachablePhotoError: the file cannot be opened now (permissions, disk, network).
@@ -237,12 +227,8 @@ def challenges(headers: Iterable[str]) -> list[Challenge]:
 def authorization(offers: Sequence[Challenge], user: str, password: str, method: str, uri: str) -> str | None:
     """Returns the `Authorization` header for the strongest login method that is supported; None without one.
 
-    Args:
-        offers: the login methods that the server offers.
-        user: user name.
-        password: password; Basic sends it in the clear, Digest only as a hash.
-        method: method of the request, such as "GET".
-        uri: URI of the request, exactly as it is sent.
+    `method` and `uri` are those of the request, exactly as they are sent. Basic sends the password in the clear, Digest
+    only as a hash.
     """
     for name in _HASHES:
         for offer in offers:
@@ -251,7 +237,7 @@ def authorization(offers: Sequence[Challenge], user: str, password: str, method:
             if offer.scheme == "digest" and algorithm.removesuffix("-SESS") == name and "auth" in qualities:
                 return _digest(offer, algorithm, user, password, method, uri)
     if any(offer.scheme == "basic" for offer in offers):
-        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        return basic_login(user, password)
     return None
 
 

@@ -28,10 +28,8 @@ class SqliteFile:
     when it is opened is renamed, and a new one is created.
 
     Args:
-        path: the file; its folder is created if it is missing.
         what: name of the database for error messages, such as "outbox".
         schema: SQL statements that create the tables if they are missing.
-        version: version of the schema; a file of another version is refused.
         read_only: opens an existing file for reading only, while the agent may write to it.
 
     Raises:
@@ -77,12 +75,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Yields the database for queries.
-
-        Raises:
-            OutboxError: the file cannot be read.
-            StateLostError: the file was damaged.
-        """
+        """Yields the database for queries; raises OutboxError if it cannot be read, StateLostError if it is damaged."""
         with self._lock:
             try:
                 yield self._database
@@ -90,7 +83,7 @@ class SqliteFile:
                 raise self._failure(error) from None
 
     def close(self) -> None:
-        """Closes the database file."""
+        """Closes the file."""
         with self._lock:
             self._database.close()
 

@@ -103,11 +103,7 @@ class History(SqliteFile):
     If the disk is full or refuses a write, methods raise OutboxError and change nothing. If the file was removed or
     damaged, they raise StateLostError.
 
-    Args:
-        path: the file.
-        limits: how many entries are stored; None for the defaults.
-        source: id of the watched source (see `source_identity`), stored with new detections and alerts.
-        read_only: opens an existing file for reading only, while the agent may write to it.
+    `source` is the id of the watched source (see `source_identity`), stored with new detections and alerts.
     """
 
     def __init__(
@@ -227,9 +223,7 @@ class History(SqliteFile):
     def put_alerts(self, alerts: Sequence[Alert], *, told_s: Sequence[float]) -> None:
         """Stores alerts in one transaction. An alert replaces the stored one with the same `alert_id`.
 
-        Args:
-            alerts: the alerts.
-            told_s: for each alert the time of its last notification, in seconds since 1970; 0 for none.
+        `told_s` are the times of their last notifications, in seconds since 1970; 0 for none.
         """
         with self.writing() as database:
             for alert, told in zip(alerts, told_s, strict=True):
@@ -256,10 +250,8 @@ class History(SqliteFile):
     ) -> list[tuple[Alert, float]]:
         """Returns alerts, each with the time of its last notification in seconds since 1970 (0 for none).
 
-        Args:
-            state: only alerts in this state; None for any.
-            limit: largest number of alerts, of which the last changed come first.
-            own: True for alerts of the source that is watched now, False for those of other sources, None for all.
+        The last changed come first. `own`: True for alerts of the source that is watched now, False for those of other
+        sources, None for all.
         """
         of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
         where, values = _conditions({"state = ?": state, **of_source})

@@ -29,7 +29,6 @@ CREATE TABLE IF NOT EXISTS messages (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS messages_by_kind ON messages (kind, seq);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
--- Files of version 0.1 have no such counter: it starts with the messages that wait.
 INSERT OR IGNORE INTO counters
 SELECT 'waiting_bytes', coalesce(sum(length(payload) + length(plot) + {_OVERHEAD_BYTES}), 0) FROM messages;
 CREATE TRIGGER IF NOT EXISTS message_added AFTER INSERT ON messages BEGIN
@@ -123,7 +122,7 @@ class Outbox(SqliteFile):
             add_to_counter(database, "delivered", done.rowcount)
 
     def counts(self) -> OutboxCounts:
-        """Returns the numbers of waiting, delivered and dropped messages."""
+        """Counts the messages."""
         with self.reading() as database:
             waiting = dict(database.execute("SELECT kind, count(*) FROM messages GROUP BY kind").fetchall())
             oldest = database.execute("SELECT created_s FROM messages ORDER BY seq LIMIT 1").fetchone()
@@ -137,10 +136,6 @@ class Outbox(SqliteFile):
         )
 
     def _make_room(self, database: sqlite3.Connection) -> None:
-        """Deletes every second detection in the oldest half, repeatedly, until the size is within the limit.
-
-        Alerts are deleted only when no detections are left.
-        """
         limit = self._max_bytes
         if _waiting_bytes(database) <= limit:
             return

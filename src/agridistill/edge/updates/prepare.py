@@ -35,18 +35,12 @@ from agridistill.edge.updates.release import (
 from agridistill.errors import EdgeError, PhotoError
 from agridistill.storage import sync_folder
 
-SPARE_BYTES = 50_000_000
-"""Bytes on the disk that an update must leave free."""
-TIMEOUT_S = 30.0
-"""Time limit in seconds from the connection to the header of the answer, and for each read of the body."""
-PATIENCE_S = 3600.0
-"""Time limit in seconds for all files of a release; the next check continues the download."""
-ATTEMPTS = 4
-"""Number of tries in a row without a new byte after which the download of a file ends."""
-PAUSE_S = 1.0
-"""Pause in seconds before the second try; it doubles before each further one."""
-GOLDEN_LIMIT_S = 120.0
-"""Time limit for the answers to all golden photos, in seconds."""
+SPARE_BYTES = 50_000_000  # on the disk, which an update must leave free
+TIMEOUT_S = 30.0  # from the connection to the header of the answer, and for each read of the body
+PATIENCE_S = 3600.0  # for all files of a release; the next check continues the download
+ATTEMPTS = 4  # tries in a row without a new byte after which the download of a file ends
+PAUSE_S = 1.0  # before the second try; it doubles before each further one
+GOLDEN_LIMIT_S = 120.0  # for the answers to all golden photos
 _POLL_S = 0.2
 # Exit codes after SIGHUP, SIGINT and SIGTERM, which a service manager or a terminal sends.
 _ASKED_TO_END = (-1, -2, -15)
@@ -56,11 +50,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
-    """Creates the source of a release: a server for a URL, a folder for a local path.
-
-    Args:
-        address: URL of `release.json`, or of its folder with a final "/"; or the local path of either.
-        ca_file: certificate authorities to trust for https; None means those of the system.
+    """Creates the source of a release at a URL of `release.json` or of its folder with a final "/", or a local path.
 
     Raises:
         EdgeError: the address cannot be used.
@@ -69,7 +59,7 @@ def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
 
 
 class ReleaseFolder:
-    """The source of a release in a local folder; `path` is the folder, or the `release.json` in it."""
+    """A release in a local folder; `path` is the folder, or the `release.json` in it."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent if path.name == RELEASE_NAME else path
@@ -97,7 +87,7 @@ class ReleaseFolder:
 
 
 class ReleaseServer:
-    """The source of a release on an HTTP server; `url` is that of `release.json`, or of its folder with a final "/"."""
+    """A release on an HTTP server; `url` is that of `release.json`, or of its folder with a final "/"."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         # Imported here, because httpx takes time and memory that an agent without such a source saves.
@@ -145,8 +135,8 @@ class ReleaseServer:
             ) from None
 
 
+# Callers must verify the content before they use it.
 ReleaseSource = ReleaseFolder | ReleaseServer
-"""Where the files of a release come from; callers must verify the content before they use it."""
 
 
 def read_envelope(source: ReleaseSource) -> bytes:
@@ -272,11 +262,7 @@ class KilledCheckError(UnavailableError):
 def check_golden(folder: Path, release: Release, threads: int, stop: threading.Event | None = None) -> None:
     """Tests a new model on its golden photos, in a separate process; returns if it passes, and raises otherwise.
 
-    Args:
-        folder: folder with the release's files.
-        release: the verified release, with the names of the golden photos and their expected labels.
-        threads: threads of one prediction; 0 means one for each core.
-        stop: set this event to abort the check.
+    `folder` holds the files of the release, which is verified. Set `stop` to abort the check.
 
     Raises:
         RefusedError: the model has other classes than the release, predicts too few labels right, crashes, or takes

@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from agridistill.errors import EdgeError
 from agridistill.storage import json_text
 
-PROOF_NAME = "proof.json"
-"""Name of the proof among the files of a release."""
+PROOF_NAME = "proof.json"  # among the files of a release
+# Its content in a release that was published without a proof.
 WITHOUT_PROOF = json_text({"format_version": 1, "without_proof": True}).encode()
-"""Its content in a release that was published without a proof of another model."""
 # Keys that name folders of the publisher, which are left out of a release.
 _PRIVATE = ("command", "path", "model")
 
@@ -70,13 +69,9 @@ class Proof:
         return json_text(public).encode()
 
     def require(self, model: Path, sha256: str, old: Path, old_sha256: str | None) -> None:
-        """Checks that it holds for a model.
+        """Checks that it holds for the `model` to publish and the one that was released before.
 
-        Args:
-            model: path of the model to publish.
-            sha256: sha256 of this file.
-            old: path of the model that it replaces, for the error.
-            old_sha256: sha256 of this file; None if no model was released before.
+        `old` is that one's path, for the error; `old_sha256` is None if there is none.
 
         Raises:
             EdgeError: it is about other models, or does not hold.

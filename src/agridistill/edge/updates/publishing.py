@@ -73,7 +73,7 @@ class PublishResult:
     proof_headline: str = ""  # the verdict of the proof with its figures; "" without one
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON of `agridistill publish --json`: all fields by name."""
+        """Returns the JSON of `agridistill publish --json`."""
         return asdict(self)
 
 
@@ -98,8 +98,7 @@ def publish(
             photos in subfolders, five of each class are used.
         out: folder from which devices download; it holds the releases of all versions.
         keys: private keys that sign the release; a device must trust at least one of them.
-        settings: version, channel and further settings of the release.
-        progress: called after each golden photo with the number of finished photos, and of all.
+        progress: called after each golden photo.
 
     Raises:
         EdgeError: there is no key, another release with this version or a higher one is published already, its

@@ -59,10 +59,7 @@ class Pointer:
     removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
 
     def switched(self, release: Release) -> Pointer:
-        """Returns the content of `current.json` with the release's version active and on trial; it writes no file.
-
-        The content also records the public keys that the release adds and removes.
-        """
+        """Returns the pointer with the release's version active and on trial, and with its changes of keys."""
         added, removed = release.trust.add, release.trust.remove
         added_ids = {key_id(bytes.fromhex(key)) for key in added}
         kept_removed = [name for name in self.removed_keys if name not in added_ids]
@@ -231,13 +228,9 @@ class ModelSlots:
             return stored_release(file.read(MAX_RELEASE_BYTES + 1))
 
     def staging(self, release: Release, envelope: bytes) -> Path:
-        """Creates and returns the folder into which a release is downloaded, `FOLDER/vVERSION.part`.
+        """Creates the folder into which a release is downloaded, with its `release.json`, whose content is `envelope`.
 
         Keeps its files of an earlier try, so that the download continues, and deletes the downloads of other versions.
-
-        Args:
-            release: the release to download.
-            envelope: the content of its `release.json`, which is written into the folder.
         """
         folder = self.folder / f"v{release.version}.part"
         for path in self.folder.glob("v*.part"):
@@ -249,10 +242,7 @@ class ModelSlots:
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
-        """Installs a release that was downloaded into `staging` and tested: makes it the active version, on trial.
-
-        The keys that the release adds and removes take effect, too.
-        """
+        """Makes a release that was downloaded into `staging` and tested the active one, on trial; also changes keys."""
         sync_folder(staging)
         slot = self.slot(release.version)
         shutil.rmtree(slot, ignore_errors=True)

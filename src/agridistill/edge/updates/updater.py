@@ -28,16 +28,14 @@ from agridistill.storage import only_one
 
 logger = logging.getLogger(__name__)
 
-MAX_KILLED_CHECKS = 3
-"""A golden check that was killed is repeated this number of times; then the version is refused."""
+MAX_KILLED_CHECKS = 3  # repetitions of a golden check that was killed; then the version is refused
 # A postponed update is tried again after pauses that double, up to an hour or the interval of the checks.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
 _POLL_S = 0.5
 
+# "current": there is no newer version. "installed": the new model is used next, on trial. "refused": the release must
+# not be used. "postponed": it cannot be downloaded now, or the disk refuses; the next check tries again.
 UpdateOutcome = Literal["current", "installed", "refused", "postponed"]
-"""Result of a check. "current": there is no newer version. "installed": the new model is used next, on trial.
-"refused": the release must not be used. "postponed": it cannot be downloaded now, or the disk refuses; the next check
-tries again."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,15 @@ class UpdateResult:
     patient: bool = False  # postponed for a reason that lasts: retry only after the longest pause
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON that is published on the MQTT topic `update/result`: outcome, version and reason."""
+        """Returns the JSON that is published on the MQTT topic `update/result`."""
         return {"outcome": self.outcome, "version": self.version, "reason": self.reason}
 
 
 class Updater:
     """Checks for newer models and installs them. Failures are returned as a result, never raised.
 
-    Args:
-        slots: storage of this device's models.
-        keys: the keys that the device's settings trust, to which the key changes of installed releases are applied.
-        channel: only releases of this channel are installed.
-        ca_file: certificate authorities to trust for https; None means those of the system.
-        threads: threads of one prediction in the golden check (test of a new model); 0 means one for each core.
+    `keys` are those that the device's settings trust; the key changes of installed releases are applied to them.
+    `threads` are those of one prediction in the golden check (test of a new model); 0 means one for each core.
     """
 
     def __init__(
@@ -226,11 +220,7 @@ class _Check:
 class UpdateWorker:
     """Checks a source for newer models regularly, and each release that arrives over MQTT; retries postponed updates.
 
-    Args:
-        source: URL or path of a `release.json` or its folder; "" to check only releases that arrive over MQTT.
-        every_s: seconds between two checks of the source.
-        updater: checks and installs releases.
-        installed: called after a new model is installed.
+    An empty `source` checks only releases that arrive over MQTT. `installed` is called after a new model is installed.
     """
 
     def __init__(self, source: str, every_s: float, updater: Updater, installed: Callable[[], None]) -> None:
