@@ -65,7 +65,7 @@ def test_detections_and_alerts_are_known_by_their_source(path: Path) -> None:
             put(history, alert(number))
     with History(path, source="one farm") as history:
         assert history.recent(own=True) == [detection(0, plot="north")]
-        assert history.last_s("north", {"answer"}) == detection(0).at_s
+        assert history.last_leaves({"answer"}) == {"north": (detection(0).at_s, detection(0).at_s)}
         assert [found for found, _ in history.alerts_told(own=True)] == [alert(0)]
         put(history, alert(1, state="resolved"))
         assert [found for found, _ in history.alerts_told(own=False)] == [alert(1, state="resolved")]
@@ -77,9 +77,9 @@ def test_when_the_last_leaf_of_a_plot_was_seen(path: Path) -> None:
         for number in range(4):
             history.add(detection(number))
         history.add(detection(5, verdict="unusable"))
-        assert history.last_s("north", {"answer", "unsure"}) == detection(3).at_s
-        assert history.last_s("north", {"unusable"}) == detection(5).at_s
-        assert history.last_s("west", {"answer"}) is None
+        assert history.last_leaves({"answer", "unsure"}) == {"north": (detection(3).at_s, detection(3).at_s)}
+        assert history.last_leaves({"unusable"}) == {"north": (detection(5).at_s, detection(5).at_s)}
+        assert history.last_leaves({"unfamiliar"}) == {}
 
 
 def test_a_detection_that_is_there_is_not_added_again(path: Path) -> None:

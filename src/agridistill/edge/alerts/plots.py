@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -283,18 +283,17 @@ class Plots:
         self._history, self._view_s = history, view_s
         windows_s = [2 * view_s, *(rule.window_s for rule in rules)]
         self._pool = LeafPool(classes, windows_s)
-        known = _known_alerts(history, own=True)
+        leaves_s = history.last_leaves(_COUNTED)
         self.alerts = AlertKeeper(
             rules,
             classes,
             self._pool,
-            known,
+            _known_alerts(history, own=True),
             elsewhere=_known_alerts(history, own=False),
-            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
+            seen_s={plot: came_s for plot, (came_s, _) in leaves_s.items()},
         )
         self._late: set[str] = set()  # plots with photos that count by their EXIF time
-        seen_s = _by_plot(history.newest_leaf_s, history.plots())
-        self._health = {plot: PlotHealth(plot, at_s) for plot, at_s in seen_s.items()}
+        self._health = {plot: PlotHealth(plot, newest_s) for plot, (_, newest_s) in leaves_s.items()}
         self._restore(max(windows_s))
 
     @property
@@ -373,8 +372,3 @@ def _known_alerts(history: History, *, own: bool) -> list[tuple[Alert, float]]:
     resolved = history.alerts_told(state="resolved", limit=_RESTORED_ENDS, own=own)
     opened = history.alerts_told(state="open", limit=_RESTORED_DETECTIONS, own=own)
     return opened + [pair for pair in resolved if not is_end_sent(*pair)]
-
-
-def _by_plot(ask: Callable[[str, Collection[Verdict]], float | None], plots: Iterable[str]) -> dict[str, float]:
-    found = {plot: ask(plot, _COUNTED) for plot in plots}
-    return {plot: at_s for plot, at_s in found.items() if at_s is not None}

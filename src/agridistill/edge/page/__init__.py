@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
 
+from agridistill.app.server import content_type, page_file, page_headers
 from agridistill.app.site import RELEASE_NAME
-from agridistill.edge.page.requests import Handler
-from agridistill.edge.page.view import Page
-from agridistill.errors import EdgeError
-from agridistill.local_page import Access, LocalServer, is_loopback, page_url
+from agridistill.edge.page.view import Page, content_html, login_html, page_html
+from agridistill.edge.state import METRICS_TYPE, metrics_text
+from agridistill.errors import AgriDistillError, EdgeError
+from agridistill.local_page import (
+    HTML,
+    Access,
+    Answer,
+    LocalServer,
+    PageHandler,
+    is_loopback,
+    page_url,
+    to_bytes,
+    to_json,
+)
 
 __all__ = ["Page", "PageServer", "page_address"]
 
@@ -21,6 +35,9 @@ _ELSEWHERE = ("192.0.2.1", 9)
 # Longest delay of `shutdown`.
 _POLL_S = 0.1
 _MIN_TOKEN = 16
+_APP = "/app/"
+_MAX_LISTED = 500
+_PICTURE = re.compile(r"/detections/([0-9a-f]{32})\.jpg")
 _TOKEN = re.compile(f"[!-~]{{{_MIN_TOKEN},}}")  # printable ASCII without blanks
 
 
@@ -66,7 +83,7 @@ class PageServer:
 
     def __enter__(self) -> PageServer:
         try:
-            self._server = LocalServer(self._host, self._port, self._page, self._access, Handler)
+            self._server = LocalServer(self._host, self._port, self._page, self._access, _Handler)
         except OSError as error:
             raise EdgeError(
                 "a free address of this device for the page",
@@ -122,3 +139,59 @@ def _own_address(host: str, port: int) -> str | None:
 def _is_local(address: str) -> bool:
     found = ipaddress.ip_address(address)
     return found.is_loopback or found.is_link_local
+
+
+class _Handler(PageHandler):
+    """Answers the HTTP requests of a `PageServer`."""
+
+    def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+        """Answers a GET request for the page, its JSON, a picture or the metrics."""
+        return _answer(self.server.page, path, query)  # type: ignore[attr-defined]
+
+    def failure(self, error: AgriDistillError) -> Answer:
+        """Answers a request for which the history cannot be read."""
+        line = "the agent's history cannot be read now, try again"
+        return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, line, Retry_After="5")
+
+    def login_html(self, nonce: str, *, refused: bool) -> str:
+        """Renders the login form."""
+        return login_html(nonce, refused=refused)
+
+
+def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
+    if path == "/":
+        nonce = secrets.token_urlsafe(16)
+        return Answer(HTTPStatus.OK, HTML, to_bytes(page_html(page, nonce)), nonce=nonce)
+    if path == "/content":
+        return Answer(HTTPStatus.OK, HTML, to_bytes(content_html(page)))
+    if path == "/metrics":
+        return Answer(HTTPStatus.OK, METRICS_TYPE, to_bytes(metrics_text(page.state())))
+    if path == "/api/state":
+        return to_json(page.state().to_json())
+    if path in ("/api/detections", "/api/alerts"):
+        given = query.get("limit", ["50"])[-1]
+        if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
+            line = f"expected a limit from 1 to {_MAX_LISTED}, for example {path}?limit=50"
+            return Answer.text(HTTPStatus.BAD_REQUEST, line)
+        is_of_alerts, limit = path == "/api/alerts", int(given)
+        listed = page.history.alerts(limit=limit) if is_of_alerts else page.history.recent(limit)
+        return to_json([one.to_json() for one in listed])
+    if page.app is not None and (path == "/app" or path.startswith(_APP)):
+        return _app_answer(page.app, path)
+    picture = _PICTURE.fullmatch(path)
+    jpeg = page.history.thumbnail(picture[1]) if picture else None
+    if jpeg is None:
+        return Answer.text(HTTPStatus.NOT_FOUND, "not found")
+    # The picture of a detection never changes.
+    return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
+
+
+def _app_answer(folder: Path, path: str) -> Answer:
+    if path == "/app":
+        return Answer.text(HTTPStatus.MOVED_PERMANENTLY, _APP, Location=_APP)
+    file = page_file(folder, path.removeprefix(_APP))
+    if file is None:
+        return Answer.text(HTTPStatus.NOT_FOUND, "not found")
+    # The phone page brings a policy for what it loads.
+    headers = {**page_headers(path), "Content-Security-Policy": "frame-ancestors 'none'"}
+    return Answer(HTTPStatus.OK, content_type(file.name), file.read_bytes(), headers)

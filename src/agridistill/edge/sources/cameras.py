@@ -154,20 +154,15 @@ class VideoSource(_Capture):
 
     live = False
 
-    def is_busy(self) -> bool:
-        """Returns True: between two frames that are due, many may have to be decoded; `read` reports the end."""
-        return True
-
     def __init__(self, path: Path, settings: SourceSettings, seen: Callable[[str], bool]) -> None:
         super().__init__()
         self.name, self._path = str(path), path
         self._settings, self._seen = settings, seen
-        self._next = 0  # number of the next frame; earlier ones were returned by `read`
         self._file = ""
         self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
     def open(self) -> None:
-        """Opens the video file. When it is opened again, frames that `read` has returned before are skipped.
+        """Opens the video file.
 
         Raises:
             SourceLostError: the file does not exist (any more).
@@ -178,9 +173,7 @@ class VideoSource(_Capture):
             found = self._path.stat()
         except OSError as error:
             raise self._lost(error.strerror or "an error") from None
-        file = f"{self._path.absolute()}\0{found.st_mtime_ns}\0{found.st_size}"
-        if file != self._file:
-            self._file, self._next = file, 0
+        self._file = f"{self._path.absolute()}\0{found.st_mtime_ns}\0{found.st_size}"
         self._capture = self._cv2.VideoCapture(str(self._path), self._cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             self.close()
@@ -202,8 +195,7 @@ class VideoSource(_Capture):
         deadline = time.monotonic() + wait_s
         while self._capture.grab():
             self._index += 1
-            if self._is_due() and self._index >= self._next:
-                self._next = self._index + 1
+            if self._is_due():
                 identity = hashlib.sha256(os.fsencode(f"{self._file}\0{self._index}")).hexdigest()[:32]
                 if not self._seen(identity):
                     pixels = self._picture()
@@ -216,6 +208,10 @@ class VideoSource(_Capture):
         if not self._path.exists():
             raise self._lost("a file that is gone")
         raise SourceEndedError(f"all frames of '{self._path}' have been read")
+
+    def is_busy(self) -> bool:
+        """Returns True: between two frames that are due, many may have to be decoded; `read` reports the end."""
+        return True
 
     def _is_due(self) -> bool:
         # Phones record frames at uneven times, so use the file's times; without them, use the frame rate.

@@ -89,11 +89,11 @@ class Kept(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A detection to store; `History.add` describes the first fields."""
+    """A detection to store, and its photo."""
 
     detection: Detection
-    thumbnail: bytes | None = None
-    identity: str = ""
+    thumbnail: bytes | None = None  # small JPEG
+    identity: str = ""  # `Frame.identity`, with which `decided_by` finds it; "" for a camera's frame
     kept: Kept | None = None  # its photo, if that is kept
 
 
@@ -114,13 +114,7 @@ class History(SqliteFile):
         self._until_trim = 0
 
     def add(self, detection: Detection, *, thumbnail: bytes | None = None, identity: str = "") -> None:
-        """Stores a detection, unless one with the same event id is stored already.
-
-        Args:
-            detection: the detection.
-            thumbnail: small JPEG of its photo; None for none.
-            identity: `Frame.identity` of its photo, with which `decided_by` finds it; "" for a camera's frame.
-        """
+        """Stores a detection, see `add_all` and `Decision`."""
         self.add_all([Decision(detection, thumbnail, identity)])
 
     def kept_photos(self) -> int:
@@ -129,10 +123,7 @@ class History(SqliteFile):
             return int(database.execute("SELECT count(*) FROM kept").fetchone()[0])
 
     def add_all(self, decisions: Sequence[Decision]) -> set[str]:
-        """Stores detections as `add` does: all or none, with a single wait for the disk.
-
-        Returns the event ids of those that were not stored before.
-        """
+        """Stores detections, all or none, and returns the event ids of those that were not stored before."""
         new = set[str]()
         with self.writing() as database:
             for found, thumbnail, identity, kept in decisions:
@@ -196,27 +187,20 @@ class History(SqliteFile):
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
         return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
 
-    def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """Returns when the last frame of a plot arrived, in seconds since 1970; None without one.
-
-        Only frames of the watched source with one of `verdicts` count.
-        """
-        return self._time_s("at_s", "ORDER BY seq DESC LIMIT 1", plot, verdicts)
-
-    def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """Returns the time of the newest frame of a plot, in seconds since 1970; None without one.
+    def last_leaves(self, verdicts: Collection[Verdict]) -> dict[str, tuple[float, float]]:
+        """Returns by plot when its last frame arrived, and the time of its newest frame, in seconds since 1970.
 
         A frame's time is its EXIF time if rules use that, else its arrival. Only frames of the watched source with one
         of `verdicts` count.
         """
-        return self._time_s("max(coalesce(json_extract(document, '$.taken_s'), at_s))", "", plot, verdicts)
-
-    def plots(self) -> list[str]:
-        """Returns the names of the plots of all stored detections."""
-        return [plot for (plot,) in self._rows("SELECT DISTINCT plot FROM detections")]
+        newest = "max(coalesce(json_extract(document, '$.taken_s'), at_s))"
+        of_source = f"verdict IN ({', '.join('?' * len(verdicts))}) AND {_OWN}"
+        by_plot = f"SELECT plot, max(seq) AS last, {newest} AS newest_s FROM detections WHERE {of_source} GROUP BY plot"  # noqa: S608
+        query = f"SELECT plot, (SELECT at_s FROM detections WHERE seq = last), newest_s FROM ({by_plot})"  # noqa: S608
+        return {plot: (came_s, newest_s) for plot, came_s, newest_s in self._rows(query, *verdicts, self._source)}
 
     def thumbnail(self, event_id: str) -> bytes | None:
-        """Returns the small JPEG of a detection; None if none is stored."""
+        """Returns the small JPEG of a detection."""
         rows = self._rows("SELECT thumbnail FROM detections WHERE event_id = ?", event_id)
         return rows[0][0] if rows else None
 
@@ -267,12 +251,6 @@ class History(SqliteFile):
     def _rows(self, query: str, *values: object) -> list[Any]:
         with self.reading() as database:
             return database.execute(query, values).fetchall()
-
-    def _time_s(self, what: str, order: str, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        of_plot = f"plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND {_OWN}"
-        query = f"SELECT {what} FROM detections WHERE {of_plot} {order}"  # noqa: S608 - constants
-        rows = self._rows(query, plot, *verdicts, self._source)
-        return rows[0][0] if rows else None
 
     def _trim(self, database: Any) -> None:
         (newest,) = database.execute("SELECT coalesce(max(seq), 0) FROM detections").fetchone()
