@@ -29,7 +29,7 @@ from agridistill.edge import building
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.building import watch
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.link import MqttPublisher
 from agridistill.edge.delivery.outputs import Command
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.settings import PageSettings, WatchSettings

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tests.edge.conftest import Broker, Receiver, Wire, access_to, running
 
-from agridistill.edge.delivery import mqtt
+from agridistill.edge.delivery import link
 from agridistill.edge.delivery.broker import Connection
-from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.link import MqttPublisher
 from agridistill.edge.store.outbox import Message, Outbox
 
 DISCOVERY = "homeassistant/device/agridistill_pi/config"
@@ -23,8 +23,8 @@ STATUS, STATE = "agridistill/pi/status", "agridistill/pi/state"
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(link, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(link, "_LONGEST_PAUSE_S", 0.1)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
 from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, answering, fill, publishing, warnings
 
-from agridistill.edge.delivery import mqtt
+from agridistill.edge.delivery import link
 from agridistill.edge.delivery import session as session_module
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection, topic_level
-from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.link import MqttPublisher
 from agridistill.edge.delivery.session import RefusedError, Session
 from agridistill.edge.settings import watch_settings
 from agridistill.edge.store.outbox import Outbox
@@ -152,7 +152,7 @@ def test_the_last_will_of_a_connection_that_only_seems_to_be_there_does_not_come
 def test_two_devices_of_one_name_throw_each_other_out_ever_less_often(
     broker: Broker, outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE_S", 60)
+    monkeypatch.setattr(link, "_LONGEST_PAUSE_S", 60)
     broker.start()
     wire = Wire(broker.port)
     with Outbox(tmp_path / "second.db") as box, publishing(outbox, wire.port), publishing(box, wire.port):

@@ -16,7 +16,7 @@ from tests.edge.delivery.conftest import DISCOVERY, STATUS, answering, fill, num
 from agridistill.edge.delivery import broker as broker_module
 from agridistill.edge.delivery import session as session_module
 from agridistill.edge.delivery.broker import Connection, InFlight, Refusals
-from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.link import MqttPublisher
 from agridistill.edge.delivery.session import LostError, Session, UnansweredError
 from agridistill.edge.store.outbox import Outbox
 
