@@ -36,12 +36,7 @@ _KEPT = (
     ("waiting", "gauge", "kept_waiting", "Kept photos that are not uploaded yet."),
     ("oldest_s", "gauge", "kept_oldest_seconds", "Age of the oldest kept photo that is not uploaded."),
     ("uploaded", "counter", "kept_uploaded_total", "Kept photos that the upload server has."),
-    (
-        "dropped",
-        "counter",
-        "kept_dropped_total",
-        "Kept photos that were removed before an upload because of max_megabytes.",
-    ),
+    ("dropped", "counter", "kept_dropped_total", "Kept photos that max_megabytes removed before an upload."),
     ("missed", "counter", "kept_missed_total", "Photos that could not be kept since the start."),
 )
 _THERMAL = Path("/sys/class/thermal")

@@ -116,8 +116,6 @@ class CameraSource(_Capture):
         Raises:
             SourceLostError: the camera sends no frame, or a damaged one.
         """
-        if self._capture is None:
-            raise self._lost("a closed camera")
         deadline = time.monotonic() + wait_s
         while True:
             if not self._capture.grab():
@@ -190,8 +188,6 @@ class VideoSource(_Capture):
             SourceLostError: the file was removed.
             SourceEndedError: the video has no more frames.
         """
-        if self._capture is None:
-            raise self._lost("a closed file")
         deadline = time.monotonic() + wait_s
         while self._capture.grab():
             self._index += 1

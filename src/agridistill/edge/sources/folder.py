@@ -137,7 +137,7 @@ class FolderSource(Source):
             if photo is not None and len(self._pending) < MAX_FOUND:
                 heapq.heappush(self._pending, photo)
             elif photo is not None:
-                self._listing.request_rescan()
+                self._listing.has_more = True
         if self._listing.is_due(idle=not self._pending and len(self._growing) < MAX_FOUND):
             self._pending = self._listing.search()
             logged = self._logged_unreachable
@@ -165,7 +165,7 @@ class FolderSource(Source):
         if photo == before and not has_settled:
             return None
         if before is None and len(self._growing) >= MAX_FOUND:
-            self._listing.request_rescan()
+            self._listing.has_more = True
             return None
         if photo != before:
             decided = self._seen(photo.identity)

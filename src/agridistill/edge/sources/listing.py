@@ -124,7 +124,8 @@ class Listing:
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
         self._changed_ns = 0
-        self._must_search = self.has_more = False
+        self._must_search = False
+        self.has_more = False  # the last search, or a caller that sets it, left out photos because too many wait
         self._soon_at = self._latest_at = 0.0
 
     def open(self) -> None:
@@ -142,9 +143,7 @@ class Listing:
             try:
                 self._inotify = Inotify()
             except OSError as error:
-                logger.info(
-                    "the folder '%s' is searched regularly, because it reports no changes: %s", self.root, error
-                )
+                self._search_regularly(error)
         self._latest_at = 0.0
 
     def close(self) -> None:
@@ -189,10 +188,6 @@ class Listing:
         """Seconds since a photo or a folder changed, as the last search found it; below 0 for a time in the future."""
         return time.time() - self._changed_ns / 1e9
 
-    def request_rescan(self) -> None:
-        """Makes `is_due` return True soon; for a caller that skipped photos because too many were waiting."""
-        self.has_more = True
-
     def is_due(self, *, idle: bool) -> bool:
         """Returns whether `search` should be called now; `idle`: whether all photos of the last one are processed."""
         now = time.monotonic()
@@ -222,10 +217,8 @@ class Listing:
         self._logged_unreadable = self._unreadable
         end = time.monotonic()
         self._soon_at = end + _PAUSE_AFTER_CHANGE * (end - begin)
-        if self._inotify is None:
-            self._latest_at = end + max(_MIN_POLLED_PAUSE_S, _POLLED_PAUSE * (end - begin))
-        else:
-            self._latest_at = end + max(_MIN_PAUSE_S, _PAUSE * (end - begin))
+        least_s, factor = (_MIN_PAUSE_S, _PAUSE) if self._inotify else (_MIN_POLLED_PAUSE_S, _POLLED_PAUSE)
+        self._latest_at = end + max(least_s, factor * (end - begin))
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
@@ -308,16 +301,18 @@ class Listing:
 
     def _watch(self, inside: str) -> None:
         """Adds a watch for a folder; called before listing it, so that files which arrive meanwhile cause an event."""
-        if self._inotify is not None:
-            path = self.root / inside
-            try:
-                self._inotify.add(path, inside)
-            except OSError as error:
-                if path.is_dir() and os.access(path, os.R_OK):  # otherwise listing the folder raises the reason
-                    logger.info(
-                        "the folder '%s' is searched regularly, because it reports no changes: %s", self.root, error
-                    )
-                    self.close()
+        if self._inotify is None:
+            return
+        path = self.root / inside
+        try:
+            self._inotify.add(path, inside)
+        except OSError as error:
+            if path.is_dir() and os.access(path, os.R_OK):  # otherwise listing the folder raises the reason
+                self._search_regularly(error)
+
+    def _search_regularly(self, error: OSError) -> None:
+        logger.info("the folder '%s' is searched regularly, because it reports no changes: %s", self.root, error)
+        self.close()
 
     def _lost(self, error: OSError) -> SourceLostError:
         return SourceLostError(

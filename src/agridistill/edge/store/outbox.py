@@ -136,16 +136,9 @@ class Outbox(SqliteFile):
         )
 
     def _make_room(self, database: sqlite3.Connection) -> None:
-        limit = self._max_bytes
-        if _waiting_bytes(database) <= limit:
+        if _waiting_bytes(database) <= self._max_bytes:
             return
-        (alerts,) = database.execute(
-            "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages WHERE kind = 'alert'",
-            (_OVERHEAD_BYTES,),
-        ).fetchone()
-        # Free more than necessary, but at most half of the room that the alerts leave for detections.
-        allowed = min(limit, max((1 - _SLACK) * limit, (alerts + limit) / 2))
-        while _waiting_bytes(database) > allowed:
+        while _waiting_bytes(database) > (1 - _SLACK) * self._max_bytes:
             (detections,) = database.execute("SELECT count(*) FROM messages WHERE kind = 'detection'").fetchone()
             # Keep every second one: fewer detections over the whole time are more useful than a missing first half.
             taken = _drop(
@@ -156,7 +149,8 @@ class Outbox(SqliteFile):
             )
             if not taken:
                 break
-        while _waiting_bytes(database) > limit and _drop(database, "seq = (SELECT min(seq) FROM messages)", ()):
+        oldest = "seq = (SELECT min(seq) FROM messages)"
+        while _waiting_bytes(database) > self._max_bytes and _drop(database, oldest, ()):
             pass
 
 
