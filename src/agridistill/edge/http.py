@@ -37,11 +37,7 @@ class HttpError(OSError):
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Creates a TLS context that trusts the authorities in the PEM file `ca_file`, or the system's if that is None.
-
-    Raises:
-        EdgeError: the file cannot be read, or contains no certificate.
-    """
+    """Returns a context that trusts the authorities in a PEM file, or the system's; raises EdgeError if it has none."""
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:

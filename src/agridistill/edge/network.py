@@ -47,11 +47,7 @@ def usable_url(url: str, *schemes: str) -> SplitResult | None:
 
 
 def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
-    """Splits a URL into its parts; `example` is a correct URL for the error message.
-
-    Raises:
-        EdgeError: the URL has no host or a wrong port. The message omits the URL, which may contain a password.
-    """
+    """Splits a URL; raises an EdgeError without it, as it may hold a password, and with the correct `example`."""
     parts = usable_url(url)
     if parts is None:
         raise EdgeError(

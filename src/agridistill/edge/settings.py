@@ -141,21 +141,13 @@ def read_settings(path: Path) -> WatchSettings:
 
 
 def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
-    """Creates settings from the parsed TOML `document`; `where` names the file in error messages.
-
-    Raises:
-        ConfigError: a key is unknown, or a value is invalid.
-    """
+    """Creates settings from parsed TOML; raises ConfigError, with `where` as the name of the file."""
     # Error messages hide addresses: they often hold a token or a password.
     return build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
 
 
 def require_valid(settings: WatchSettings) -> None:
-    """Checks settings that were created in Python, with the checks that a settings file passes when it is read.
-
-    Raises:
-        ConfigError: a value has a wrong type or is out of range.
-    """
+    """Checks settings that were created in Python as a settings file is checked; raises ConfigError."""
     # The paths of source and model may not be valid UTF-8, which JSON requires.
     plain = TypeAdapter(WatchSettings).dump_python(settings, mode="json", exclude={"source", "model"})
     watch_settings(plain, where="the agent's settings")

@@ -137,11 +137,7 @@ class CurrentModel:
         }
 
     def refresh(self) -> None:
-        """Loads the active model, for example after an update; if that fails, loads the last good model instead.
-
-        Raises:
-            AgriDistillError: the model that `--model` names cannot be loaded either. The active version stays.
-        """
+        """Loads the active model, or else the last good one; raises AgriDistillError if `--model` fails as well."""
         active = self._slots.start()
         while True:
             try:
@@ -199,11 +195,7 @@ class CurrentModel:
 
 
 def require_model(path: Path) -> Path:
-    """Checks that the file of an exported model exists, and returns its path.
-
-    Raises:
-        EdgeError: the path does not exist, or is a folder.
-    """
+    """Returns the path of an exported model's file; raises EdgeError if there is none."""
     if path.is_dir():
         remedy = f"run agridistill export {path} --out leaf.onnx and use leaf.onnx"
         raise EdgeError("an exported model (.onnx or .tflite)", f"the folder '{path}'", remedy)

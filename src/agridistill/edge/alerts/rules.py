@@ -90,11 +90,7 @@ class Rule:
         return start <= now < end if start <= end else now >= start or now < end
 
     def indices(self, classes: Sequence[str]) -> list[int]:
-        """Returns the positions in `classes` (those of the model) of all classes that the rule counts.
-
-        Raises:
-            ConfigError: a class name or pattern of the rule matches no class.
-        """
+        """Returns the indices of the rule's classes in `classes`; raises ConfigError if one of its patterns matches none."""
         _require_fitting(self.classes, classes, f"a class of the model in the rule '{self.name}'")
         return [i for i, name in enumerate(classes) if any(fnmatchcase(name, pattern) for pattern in self.classes)]
 
@@ -120,11 +116,7 @@ def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
 
 
 def ill_classes(classes: Sequence[str], healthy: Sequence[str] = ()) -> list[str]:
-    """Returns those of a model's classes for which `is_healthy` is false.
-
-    Raises:
-        ConfigError: a name or pattern of `healthy` matches no class.
-    """
+    """Returns the classes that are not `is_healthy`; raises ConfigError if a pattern of `healthy` matches no class."""
     _require_fitting(healthy, classes, "a class of the model in 'healthy'")
     return [name for name in classes if not is_healthy(name, healthy)]
 

@@ -162,11 +162,7 @@ class BrokerAccess:
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        """TLS context with the certificates of the settings; None if the broker's address is not mqtts://.
-
-        Raises:
-            ConfigError: a certificate file cannot be read.
-        """
+        """TLS context for mqtts://, else None; raises ConfigError if a certificate file cannot be read."""
         settings = self.settings
         if not settings.tls:
             return None

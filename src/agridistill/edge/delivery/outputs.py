@@ -216,11 +216,7 @@ class Command:
         return shutil.which(self.words[0]) is not None
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
-        """Runs the program for one message; it is killed after `timeout_s`, or when `stop` is set.
-
-        Raises:
-            DeliveryError: the program cannot be started, was killed, or its exit code is not 0.
-        """
+        """Runs the program for one message; raises DeliveryError if that fails, takes too long, or `stop` is set."""
         try:
             # Files instead of pipes: a background program that it starts may keep a pipe open.
             with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:

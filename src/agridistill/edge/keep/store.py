@@ -151,11 +151,7 @@ class KeptPhotos:
         self.publish()
 
     def publish(self) -> None:
-        """Gives stored photos their names and writes their sidecars; what fails now is tried again at the next call.
-
-        Raises:
-            OSError: the disk is full or the folder is away.
-        """
+        """Gives stored photos their names and writes their sidecars; raises OSError if that must be tried again."""
         with self._files:
             if not self._unpublished:
                 return

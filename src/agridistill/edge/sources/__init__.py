@@ -110,11 +110,7 @@ def source_identity(text: str) -> str:
 
 
 def source_kind(text: str) -> str:
-    """Returns the kind of the source that `text` names: folder, http, stream, device, number (of a camera) or video.
-
-    Raises:
-        EdgeError: `text` names no source.
-    """
+    """Returns folder, http, stream, device, number (of a camera) or video; raises EdgeError if `text` is no source."""
     if "://" in text:
         scheme = split_url(text).scheme
         if scheme in ("http", "https"):

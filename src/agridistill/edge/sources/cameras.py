@@ -86,12 +86,7 @@ class CameraSource(_Capture):
         self._number = 0
 
     def open(self) -> None:
-        """Connects to the camera.
-
-        Raises:
-            SourceRefusedError: the camera rejects user or password.
-            SourceLostError: the camera does not answer.
-        """
+        """Connects to the camera; raises SourceRefusedError if it rejects user or password."""
         self.close()
         cv2 = self._cv2
         if self._address is not None:
@@ -112,9 +107,6 @@ class CameraSource(_Capture):
         """Returns the newest frame once `every_s` seconds have passed; None if that takes longer than `wait_s` seconds.
 
         Frames before that are read and dropped, because otherwise the driver would return them later.
-
-        Raises:
-            SourceLostError: the camera sends no frame, or a damaged one.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -160,12 +152,7 @@ class VideoSource(_Capture):
         self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
     def open(self) -> None:
-        """Opens the video file.
-
-        Raises:
-            SourceLostError: the file does not exist (any more).
-            EdgeError: OpenCV cannot read the file.
-        """
+        """Opens the video file; raises EdgeError if OpenCV cannot read it."""
         self.close()
         try:
             found = self._path.stat()
@@ -181,13 +168,7 @@ class VideoSource(_Capture):
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the next frame that is due and has no detection yet; None if the search takes over `wait_s` seconds.
-
-        Raises:
-            PhotoError: the frame cannot be decoded.
-            SourceLostError: the file was removed.
-            SourceEndedError: the video has no more frames.
-        """
+        """Returns the next frame that is due and has no detection yet; None if the search takes more than `wait_s`."""
         deadline = time.monotonic() + wait_s
         while self._capture.grab():
             self._index += 1

@@ -81,12 +81,7 @@ class FolderSource(Source):
         self._listing.open()
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the oldest new photo that is completely written; None if there is none within `wait_s` seconds.
-
-        Raises:
-            PhotoError: a photo no longer changes but cannot be decoded; raised once for each photo.
-            SourceLostError: the folder was removed or cannot be read.
-        """
+        """Returns the oldest new photo that is completely written; raises PhotoError once for each unreadable one."""
         deadline = time.monotonic() + wait_s
         while True:
             self._look_for_photos()
@@ -108,9 +103,6 @@ class FolderSource(Source):
         """Returns whether no photo waits or may still be written to, and no folder has changed for `quiet_s` seconds.
 
         Searches the folders again, because not every system reports changes.
-
-        Raises:
-            SourceLostError: the folder was removed or cannot be read.
         """
         if self._pending or self._growing or self._listing.unchanged_s <= quiet_s:
             return False

@@ -129,11 +129,7 @@ class Listing:
         self._soon_at = self._latest_at = 0.0
 
     def open(self) -> None:
-        """Starts watching the folder for changes.
-
-        Raises:
-            SourceLostError: the folder does not exist or cannot be read.
-        """
+        """Starts watching the folder; raises SourceLostError if it does not exist or cannot be read."""
         self.close()
         try:
             os.scandir(self.root).close()

@@ -75,10 +75,7 @@ class SnapshotSource(Source):
     def read(self, wait_s: float) -> Frame | None:
         """Returns the next picture; None if none is due within `wait_s` seconds, or if it has not changed.
 
-        Raises:
-            SourceRefusedError: the camera rejects user or password, or its certificate is not trusted.
-            SourceLostError: the camera does not answer, sends no picture, or sends three damaged ones in a row.
-            PhotoError: the picture is damaged or too large.
+        The camera is lost if it does not answer, sends no picture, or sends three damaged ones in a row.
         """
         if self._is_stream:
             data = self._next_of_stream(wait_s)
@@ -200,11 +197,7 @@ class JpegFrames:
         self._at, self._in_scan = 0, False  # position in the current picture (0: before a picture); in its pixel data
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Adds received bytes, and returns the pictures that they complete; drops truncated pictures.
-
-        Raises:
-            HttpError: a picture is larger than `max_bytes`.
-        """
+        """Adds received bytes, and returns the pictures that they complete; raises HttpError if one is too large."""
         self._buffer += data
         pictures: list[bytes] = []
         while self._find_marker():

@@ -50,11 +50,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
-    """Creates the source of a release at a URL of `release.json` or of its folder with a final "/", or a local path.
-
-    Raises:
-        EdgeError: the address cannot be used.
-    """
+    """Returns the source at a URL or path of a `release.json` or its folder; raises EdgeError if it is unusable."""
     return ReleaseServer(address, ca_file) if "://" in address else ReleaseFolder(Path(address))
 
 
@@ -67,11 +63,7 @@ class ReleaseFolder:
 
     @contextlib.contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Opens `release.json` or `vVERSION/NAME`; yields `start`, and the content in pieces, starting at this byte.
-
-        Raises:
-            UnavailableError: the file cannot be read.
-        """
+        """Yields `start` and a file's content from there on, in pieces; raises UnavailableError if that fails."""
         place = self._folder / path
         try:
             file = place.open("rb")

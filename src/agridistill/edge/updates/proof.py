@@ -92,11 +92,7 @@ class Proof:
 
 
 def read_proof(path: Path) -> Proof:
-    """Reads a proof.
-
-    Raises:
-        EdgeError: the file cannot be read, or is no result of `evaluate --against`.
-    """
+    """Reads a proof; raises EdgeError if the file is no result of `evaluate --against`."""
     expected, remedy = "the result of `agridistill evaluate --against OLD --out FILE`", "write it again"
     try:
         whole = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)

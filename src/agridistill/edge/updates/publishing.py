@@ -256,11 +256,7 @@ def _published(out: Path) -> Release | None:
 
 
 def _is_same(published: Release, release: Release, out: Path) -> bool:
-    """Whether a release is published already.
-
-    Raises:
-        EdgeError: a release with a higher version is published, or another one with the same version.
-    """
+    """Whether a release is published already; raises EdgeError if another one has its version, or a higher one."""
     if published.version > release.version:
         raise EdgeError(
             f"a version above {published.version}",

@@ -238,11 +238,7 @@ def key_id(key: bytes) -> str:
 
 
 def read_trusted_keys(path: Path) -> TrustedKeys:
-    """Reads the public keys that a device trusts: one file, or all `*.pub` files of a folder.
-
-    Raises:
-        EdgeError: the folder has no `*.pub` file, or a key cannot be read.
-    """
+    """Reads one file, or all `*.pub` files of a folder; raises EdgeError if there is no key."""
     files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
     if not files:
         raise EdgeError(
@@ -252,11 +248,7 @@ def read_trusted_keys(path: Path) -> TrustedKeys:
 
 
 def read_public_key(path: Path) -> bytes:
-    """Reads an Ed25519 public key from a PEM file, and returns its 32 bytes.
-
-    Raises:
-        EdgeError: the file cannot be read, or contains something else.
-    """
+    """Returns the 32 bytes of an Ed25519 public key in PEM; raises EdgeError for another file."""
     content, key = _read_key(path), None
     with contextlib.suppress(ValueError, UnsupportedAlgorithm):
         key = serialization.load_pem_public_key(content)

@@ -176,11 +176,7 @@ class ModelSlots:
             self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
-        """Marks a version that does not work as refused, and returns the model to load instead.
-
-        Raises:
-            EdgeError: `version` is 0: there is no other model.
-        """
+        """Refuses a version from now on, and returns the model to load instead; raises EdgeError for version 0."""
         if version == 0:
             raise EdgeError("a --model that works", f"'{self.first}' ({why})", "start with another --model")
 
@@ -201,11 +197,7 @@ class ModelSlots:
         return self.start()
 
     def pointer(self) -> Pointer:
-        """Reads the pointer file `current.json`; if there is none, returns a pointer to version 0.
-
-        Raises:
-            EdgeError: the file is damaged, or of another format version.
-        """
+        """Reads `current.json` (without it, version 0); raises EdgeError if it is damaged or of another format."""
         path = self.folder / POINTER_NAME
         try:
             return _POINTER.validate_json(path.read_bytes(), strict=True)
