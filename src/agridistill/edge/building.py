@@ -68,7 +68,6 @@ def watch(
 
     Args:
         state: folder for detections, unsent messages and models; created if missing. Two agents cannot share it.
-        stop: set this event to end the agent cleanly.
         once: also end when the folder or video has no new photos and all messages are delivered. Messages that
             no receiver accepts for 30 s are left for the next run.
         by_user: returns whether the user set `stop` with Ctrl-C; `AgentState.stopped` records it.

@@ -107,9 +107,6 @@ class CurrentModel:
 
     An updated model is on trial until it has classified 20 frames and has run for 30 s. `create` loads a model file;
     it raises AgriDistillError if the model cannot be used with these settings (a rule names a class that it lacks).
-
-    Raises:
-        AgriDistillError: neither the active model nor any earlier one can be loaded.
     """
 
     def __init__(self, slots: ModelSlots, create: Callable[[Path], Decider]) -> None:

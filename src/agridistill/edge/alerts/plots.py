@@ -79,9 +79,6 @@ class AlertKeeper:
         elsewhere: the same for alerts of sources that are no longer watched; they end at once.
         seen_s: by plot, the time of its last leaf before the restart, in seconds since 1970.
         clocks: returns the current time in monotonic seconds, and in seconds since 1970.
-
-    Raises:
-        ConfigError: a class name or pattern of a rule matches no class of the model.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ class Rule:
         return start <= now < end if start <= end else now >= start or now < end
 
     def indices(self, classes: Sequence[str]) -> list[int]:
-        """Returns the indices of the rule's classes in `classes`; raises ConfigError if one of its patterns matches none."""
+        """Returns the indices of the rule's classes in `classes`; raises ConfigError if a pattern matches none."""
         _require_fitting(self.classes, classes, f"a class of the model in the rule '{self.name}'")
         return [i for i, name in enumerate(classes) if any(fnmatchcase(name, pattern) for pattern in self.classes)]
 
@@ -240,12 +240,7 @@ class Leaves:
 
 
 class LeafPool:
-    """The recent leaves of all plots. To limit memory, leaves are summed in 400 time buckets per window.
-
-    Args:
-        classes: the model's classes, in the order of its probabilities.
-        windows_s: the window lengths for which `leaves` can be called, in seconds.
-    """
+    """The recent leaves of all plots. To limit memory, leaves are summed in 400 time buckets of each window."""
 
     def __init__(self, classes: Sequence[str], windows_s: Sequence[float]) -> None:
         self._columns = 2 + len(classes)

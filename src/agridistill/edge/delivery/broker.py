@@ -327,10 +327,7 @@ class Refusals:
         """Records that the connection ended, for `reason`, while the items in `in_flight` were not acknowledged.
 
         If it ends twice in a row with the same single item in flight, this item is taken as the cause and counts as
-        refused, unless the broker was unreachable in between.
-
-        Returns:
-            True if an item was logged as refused.
+        refused, unless the broker was unreachable in between. Returns whether an item was logged as refused.
         """
         self.careful_until = max([self.careful_until, *(item.seq for item in in_flight if item.seq is not None)])
         if len(in_flight) != 1:

@@ -170,7 +170,6 @@ class BrokerLink:
 
     Args:
         health: returns the health of each plot that had leaves in the last 31 days.
-        connection: its field `connected` is set whenever the connection opens or ends.
         updates: receives the releases (signed model updates) sent to `update/set`; None does not subscribe to them.
         photos: the watched folder: a plot whose subfolder is deleted is removed at the broker; None for a camera.
         plot: plot of photos that lie directly in the watched folder.

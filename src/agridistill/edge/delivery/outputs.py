@@ -189,9 +189,6 @@ class Command:
 
     Exit code 0 means success; after any other code the program runs again later with the same alert. The environment
     variables `AGRIDISTILL_RULE`, `…_PLOT`, `…_STATE`, `…_CHANGE`, `…_LEVEL` and `…_TEXT` hold fields of the alert.
-
-    Raises:
-        ConfigError: `words` is empty, or begins with an empty text.
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used

@@ -68,10 +68,7 @@ class KeptPhotos:
     photos out of the folder at any time.
 
     Args:
-        history: the database that stores detections and kept photos together.
         max_bytes: largest size of all photos and sidecars; beyond it, old and alike photos are removed.
-        location: whether photos may keep their location.
-        delete_uploaded: whether photos are removed once they are uploaded.
         is_away: whether the folder's disk is not mounted; nothing is then kept, removed or forgotten.
 
     Raises:
@@ -168,11 +165,8 @@ class KeptPhotos:
     def release_held(self, classes: Mapping[str, Collection[str]], *, before_s: float) -> None:
         """Publishes the held leaves of alerts, and removes those before `before_s`, in seconds since 1970.
 
-        `classes` are by plot with an open alert the classes that the alert counts.
-
-        Raises:
-            OSError: the disk is full or the folder is away.
-            OutboxError: the history cannot be written.
+        `classes` are by plot with an open alert the classes that the alert counts. Raises OSError or OutboxError if the
+        disk refuses that.
         """
         wanted = [(plot, label) for plot, labels in classes.items() for label in labels]
         with self._files:

@@ -42,9 +42,8 @@ class Upload:
 
     A folder `https://host/photos/` gets `DAY/EVENT_ID.jpg`, and missing collections are created by MKCOL. In an address
     with `{name}`, this is replaced by the file's name. Redirects are followed only if they repeat the PUT (307, 308): a
-    service can so answer with a presigned address of an object store. Another host never gets the login.
-
-    `login` is the value of the header `Authorization`; None sends none.
+    service can so answer with a presigned address of an object store. Another host never gets the `login`, the value of
+    the header `Authorization`.
     """
 
     def __init__(self, photos: KeptPhotos, address: str, login: str | None = None, ca_file: Path | None = None) -> None:

@@ -44,10 +44,7 @@ _TOKEN = re.compile(f"[!-~]{{{_MIN_TOKEN},}}")  # printable ASCII without blanks
 class PageServer:
     """Serves the agent's page, its JSON and its metrics over HTTP, in its own threads, inside a `with` block.
 
-    Args:
-        token: secret that clients must send; at least 16 printable ASCII characters. None, which needs no login, is
-            only allowed if `host` is loopback.
-        port: 0 chooses a free one.
+    Without a `token`, which clients must send, `host` must be loopback. A `port` of 0 chooses a free one.
 
     Raises:
         EdgeError: the token is too short, has other characters, or is missing; or `page.app` is no phone page.
@@ -104,9 +101,8 @@ class PageServer:
 def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
     """Returns a function that returns the URL at which other devices reach the page.
 
-    The function returns None if the page is bound to loopback or to a random port (0), and while there is no network.
-
-    If the page is bound to "0.0.0.0" or "::", the URL has this device's address on the route to the broker.
+    It returns None if the page is bound to loopback or to a random port (0), and while there is no network. If the page
+    is bound to "0.0.0.0" or "::", the URL has this device's address on the route to the broker.
     """
     if not port or is_loopback(host):
         return lambda: None

@@ -70,7 +70,6 @@ def open_source(
     """Creates the source that `text` names, without opening it.
 
     Args:
-        text: a folder, an http(s) or rtsp URL, a camera's device or number, or a video file.
         seen: returns whether a frame, given by its `Frame.identity`, has a detection, or whether `bad` was
             called with this key.
         bad: called with a key for each photo in a folder that can never be decoded.
@@ -155,10 +154,9 @@ class Stillness:
 class LatestFrame:
     """Reads a source in its own thread, inside a `with` block, and holds one frame.
 
-    That is the newest frame of a camera, or the next one of a folder or video.
-
-    A camera's picture that repeats the one before is dropped. If all pictures repeat for `still_after_s` seconds, the
-    log reports it. A lost source is opened again after a pause.
+    That is the newest frame of a camera, or the next one of a folder or video. A camera's picture that repeats the one
+    before is dropped. If all pictures repeat for `still_after_s` seconds, the log reports it. A lost source is opened
+    again after a pause.
 
     Args:
         source: the source; only this object's thread opens, reads and closes it.

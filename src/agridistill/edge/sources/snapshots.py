@@ -249,10 +249,8 @@ class MjpegStream:
     def newest(self, due: float, wait_s: float) -> bytes | None:
         """Returns the newest picture as soon as the time is `due` (monotonic seconds), and drops earlier ones.
 
-        Returns None after `wait_s` seconds without one; for the stream's first picture it waits up to `timeout_s`.
-
-        Raises:
-            HttpError: the connection ends, no picture arrives within `timeout_s`, or a picture is too large.
+        Returns None after `wait_s` seconds without one. For the stream's first picture it waits up to `timeout_s`, and
+        then raises HttpError.
         """
         deadline = time.monotonic() + wait_s
         while True:

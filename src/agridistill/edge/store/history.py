@@ -178,10 +178,7 @@ class History(SqliteFile):
     def recent(self, limit: int = 50, *, since_s: float | None = None, own: bool = False) -> list[Detection]:
         """Returns the newest detections, the newest first.
 
-        Args:
-            limit: largest number of detections.
-            since_s: earliest time of arrival, in seconds since 1970; None for any.
-            own: whether only detections of the source that is watched now are returned.
+        `since_s` is the earliest time of arrival, in seconds since 1970; `own` leaves out those of other sources.
         """
         where, values = _conditions({"at_s >= ?": since_s, _OWN: self._source if own else None})
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants

@@ -100,13 +100,10 @@ class ReleaseServer:
 
     @contextlib.contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Requests `release.json` or `vVERSION/NAME`, starting at byte `start`.
+        """Requests a file, starting at byte `start`; raises UnavailableError if that fails.
 
         Yields the byte at which the answer really begins (0 if the server cannot continue at `start`), and the content
         in pieces.
-
-        Raises:
-            UnavailableError: the file cannot be downloaded.
         """
         from agridistill.edge.http import HttpError, http_errors
 

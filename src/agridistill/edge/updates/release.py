@@ -179,10 +179,8 @@ def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
 def stored_release(envelope: bytes) -> Release:
     """Parses the content of a `release.json` that this device has stored, without verifying its signature again.
 
-    It was verified before it was stored, and its key may have been revoked since then.
-
-    Raises:
-        RefusedError: the content is damaged.
+    It was verified before it was stored, and its key may have been revoked since then. Raises RefusedError if it is
+    damaged.
     """
     return _parsed(Release, _opened(envelope).payload)
 

@@ -103,9 +103,8 @@ class ModelSlots:
     If the disk cannot be written, `staging`, `switch`, `refuse` and `count_killed_check` raise OSError, and the active
     model stays the same.
 
-    Args:
-        folder: folder for the models (`STATE/models`); the first update creates it.
-        first: the model of `--model` (version 0), which is used if no other model works. It is never removed.
+    `folder` is created by the first update. `first` is the model of `--model` (version 0), which is used if no other
+    model works; it is never removed.
     """
 
     def __init__(self, folder: Path, first: Path) -> None:

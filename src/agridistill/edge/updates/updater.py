@@ -76,9 +76,8 @@ class Updater:
     def check(self, source: str | Path | bytes, stop: threading.Event | None = None) -> UpdateResult:
         """Verifies, downloads, tests and installs a release if it is newer; then `ModelSlots.start` returns its model.
 
-        Args:
-            source: URL or path of a `release.json` or its folder, or the content of one that arrived over MQTT.
-            stop: set this event to abort the golden check, which postpones the update.
+        `source` is the URL or path of a `release.json` or its folder, or the content of one that arrived over MQTT. Set
+        `stop` to abort the golden check, which postpones the update.
         """
         version = None
         try:
