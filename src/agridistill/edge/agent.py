@@ -107,6 +107,7 @@ class Agent:
         self._finished = self.stopped = False
         self._alerts_backoff, self._alerts_refused = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S), False
         self._send_alerts_at = 0.0
+        self._sent_to: dict[str, set[str]] = {}  # event id of an alert: receivers whose outboxes hold it
         self.state = self._state()
 
     def run(self, stop: threading.Event) -> None:
@@ -247,9 +248,14 @@ class Agent:
 
     def _send_alert(self, message: AlertMessage) -> None:
         item = Message(json_bytes(message.to_json()), "alert", message.alert.plot, message.event_id)
-        for outbox in self._stores.outboxes.values():
-            outbox.add([item])
+        # An outbox may have delivered the alert before the next try: do not add it there twice.
+        sent_to = self._sent_to.setdefault(message.event_id, set())
+        for receiver, outbox in self._stores.outboxes.items():
+            if receiver not in sent_to:
+                outbox.add([item])
+                sent_to.add(receiver)
         self.plots.alerts.sent(message)
+        del self._sent_to[message.event_id]
         logger.warning("alert %s: %s", message.change, message.alert.text)
         self._listeners.alert(message)
 

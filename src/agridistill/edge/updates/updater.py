@@ -200,10 +200,19 @@ class _Check:
 
     def __init__(self, source: str | bytes, longest_s: float) -> None:
         self.source, self.due_at = source, time.monotonic()
-        self.backoff = Backoff(_FIRST_RETRY_S, longest_s, least=0.8)
+        self._backoff = Backoff(_FIRST_RETRY_S, longest_s, least=0.8)
 
     def is_due(self) -> bool:
         return time.monotonic() >= self.due_at
+
+    def postpone(self, *, patient: bool) -> None:
+        if patient:
+            self._backoff.skip_to_longest()
+        self.due_at = time.monotonic() + self._backoff.pause_s()
+
+    def done(self, pause_s: float) -> None:
+        self._backoff.reset()
+        self.due_at = time.monotonic() + pause_s
 
 
 class UpdateWorker:
@@ -235,8 +244,7 @@ class UpdateWorker:
             if message is not None and message.is_due() and self._is_done(message, stop):
                 message = None
             if polled is not None and polled.is_due() and self._is_done(polled, stop):
-                polled.backoff.reset()
-                polled.due_at = time.monotonic() + self._every_s
+                polled.done(self._every_s)
             checks = [check for check in (message, polled) if check is not None]
             while not (stop.wait(_POLL_S) or self._wake.is_set() or any(check.is_due() for check in checks)):
                 pass
@@ -245,9 +253,7 @@ class UpdateWorker:
         self.last = self._updater.check(check.source, stop)
         if self.last.outcome == "installed":
             self._installed()
-        if self.last.outcome != "postponed":
-            return True
-        if self.last.patient:
-            check.backoff.skip_to_longest()
-        check.due_at = time.monotonic() + check.backoff.pause_s()
-        return False
+        if self.last.outcome == "postponed":
+            check.postpone(patient=self.last.patient)
+            return False
+        return True
