@@ -47,10 +47,8 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 class HttpClient:
     """Sends HTTP requests with a time limit for the whole exchange.
 
-    Without `follow_redirects`, a redirect raises HttpError; one from https to http always does.
-
-    Raises:
-        EdgeError: a proxy variable in the environment, such as HTTPS_PROXY, is invalid.
+    Without `follow_redirects`, a redirect raises HttpError; one from https to http always does. An invalid proxy
+    variable in the environment, such as HTTPS_PROXY, raises EdgeError.
     """
 
     def __init__(

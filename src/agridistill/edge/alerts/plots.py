@@ -256,7 +256,6 @@ class Plots:
     another source end, because plots with the same name in two folders are different plots.
 
     Args:
-        classes: the model's classes, in the order of its probabilities.
         view_s: length of the time window of `PlotHealth`, in seconds.
         healthy: names or patterns of classes that count as healthy, besides those that `is_healthy` recognises.
 

@@ -159,12 +159,7 @@ class Webhook:
         return f"the webhook at {server_of(self.url)}"
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
-        """Sends one message; `stop` is ignored, because a request takes at most 10 s.
-
-        Raises:
-            RefusedMessageError: the status says that the content of this message is refused.
-            DeliveryError: there is no answer, or its status is not 2xx.
-        """
+        """Sends one message; raises RefusedMessageError if its content is refused, DeliveryError if sending fails."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": message.event_id}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"

@@ -49,8 +49,13 @@ class KeepSettings:
     after_upload: Literal["keep", "delete"] = "keep"  # what to do with a photo once the server has it
 
     def __post_init__(self) -> None:
-        if self.upload:
-            _require_address(self.upload)
+        if self.upload and not _is_usable(self.upload):
+            expected = "upload in [keep]: a folder's address such as https://host/photos/, or one with {name}"
+            raise ConfigError(
+                f"{expected} for the file's name",
+                "another address (hidden, because it may contain a password)",
+                "correct it, and put user and password into user and password_file",
+            )
         if self.user and self.token_file is not None:
             raise ConfigError(
                 "either user or token_file in [keep]", "both", "remove one of them; a user has a password_file"
@@ -59,14 +64,11 @@ class KeepSettings:
             raise ConfigError("user in [keep], because password_file is set", "no user", "add it")
 
 
-def _require_address(address: str) -> None:
-    parts = usable_url(address, "http", "https")
-    if parts is None or "@" in parts.netloc or parts.fragment or (parts.query and NAME not in parts.path + parts.query):
-        raise ConfigError(
-            "upload in [keep]: a folder's address such as https://host/photos/, or one with {name} for the file's name",
-            "another address (hidden, because it may contain a password)",
-            "correct it, and put user and password into user and password_file",
-        )
+def _is_usable(upload: str) -> bool:
+    parts = usable_url(upload, "http", "https")
+    if parts is None or "@" in parts.netloc or parts.fragment:
+        return False
+    return not parts.query or NAME in parts.path + parts.query
 
 
 class Keeper:
@@ -84,10 +86,9 @@ class Keeper:
         self._due = 0.0
 
     def keep(self, frame: Frame, decision: Decision, plots: Plots, model_sha256: str) -> Decision:
-        """Returns the decision to store: with its kept photo, which is written now, if it is one to keep.
+        """Returns the decision to store, with its kept photo, which is written now, if it is one to keep.
 
-        Raises:
-            GroupTooLargeError: the decisions before must be stored first.
+        Raises GroupTooLargeError if the decisions before must be stored first.
         """
         detection = decision.detection
         reason = self._reason(detection, plots)

@@ -60,10 +60,8 @@ class Upload:
     def __call__(self, message: Message, stop: threading.Event) -> None:
         """Uploads the photo with the sidecar `message.payload`; does nothing if the photo was removed meanwhile.
 
-        Raises:
-            RefusedMessageError: the server refuses this photo.
-            LoginRefusedError: it refuses the login.
-            DeliveryError: it does not answer, or with another status than 2xx, or with a web page.
+        Raises RefusedMessageError or LoginRefusedError if the server refuses this photo or the login, and DeliveryError
+        if there is no answer, another status than 2xx, or a web page.
         """
         try:
             content = self._photos.content(message.event_id)

@@ -66,10 +66,6 @@ class CameraSource(_Capture):
     """Reads the newest frame of a camera or a video stream every `every_s` seconds with OpenCV.
 
     `target` is a camera's number, its device such as "/dev/video0", or the URL of a stream.
-
-    Raises:
-        EdgeError: the URL is malformed.
-        MissingExtraError: OpenCV is not installed.
     """
 
     live = True

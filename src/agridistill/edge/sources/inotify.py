@@ -20,11 +20,7 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
 
 class Inotify:
-    """Watches folders for new files with Linux's inotify, through one inotify instance.
-
-    Raises:
-        OSError: the system is not Linux, or its limit of inotify instances is reached.
-    """
+    """An inotify instance; raises OSError if the system is not Linux, or its limit of instances is reached."""
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
@@ -39,10 +35,8 @@ class Inotify:
     def add(self, folder: Path, prefix: str) -> None:
         """Starts watching a folder, without its subfolders. For a folder that was replaced, call it again.
 
-        `events` puts `prefix`, such as "north/", in front of the names of the folder's files.
-
-        Raises:
-            OSError: the folder does not exist, or the system's limit of watches is reached.
+        `events` puts `prefix`, such as "north/", in front of the names of the folder's files. Raises OSError if the
+        folder does not exist, or the system's limit of watches is reached.
         """
         watch = int(self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), _WATCHED))
         if watch < 0:

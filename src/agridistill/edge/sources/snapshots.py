@@ -46,9 +46,6 @@ class SnapshotSource(Source):
 
     If the camera sends a stream (MJPEG, `multipart/x-mixed-replace`), it stays open, and its newest picture is used.
     `timeout_s` limits each download; in a stream, the time for each picture.
-
-    Raises:
-        EdgeError: the URL is malformed, or `ca_file` cannot be read.
     """
 
     live = True

@@ -55,11 +55,8 @@ class SqliteFile:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Yields the database in a transaction that is committed to the disk at the end of the `with` block.
 
-        If the block or the disk fails, the transaction is rolled back.
-
-        Raises:
-            OutboxError: the disk is full or refuses the write.
-            StateLostError: the file was removed, replaced or damaged.
+        If the block or the disk fails, the transaction is rolled back. Raises OutboxError if the disk is full or
+        refuses the write, StateLostError if the file was removed, replaced or damaged.
         """
         with self.reading() as database:
             if not self._read_only and file_identity(self.path) != self._identity:

@@ -260,10 +260,8 @@ def read_public_key(path: Path) -> bytes:
 def read_private_key(path: Path) -> Ed25519PrivateKey:
     """Reads an Ed25519 private key from a PEM file (PKCS8).
 
-    If the key is encrypted, the environment variable AGRIDISTILL_KEY_PASSWORD must hold its password.
-
-    Raises:
-        EdgeError: the file cannot be read, contains something else, or needs another password.
+    If it is encrypted, the environment variable AGRIDISTILL_KEY_PASSWORD must hold its password. Raises EdgeError if
+    the file contains something else or needs another password.
     """
     content = _read_key(path)
     for password in (_password(), None):  # a password for a key without one raises TypeError
