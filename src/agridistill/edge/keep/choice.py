@@ -50,9 +50,9 @@ class KeepSettings:
 
     def __post_init__(self) -> None:
         if self.upload and not _is_usable(self.upload):
-            expected = "upload in [keep]: a folder's address such as https://host/photos/, or one with {name}"
             raise ConfigError(
-                f"{expected} for the file's name",
+                "upload in [keep]: a folder's address such as https://host/photos/, or one with {name} for the file's "
+                "name",
                 "another address (hidden, because it may contain a password)",
                 "correct it, and put user and password into user and password_file",
             )
