@@ -139,9 +139,7 @@ def filled_history(path: Path) -> History:
     history.add(detection(7, **unfamiliar), thumbnail=picture(5))
     unusable: dict[str, Any] = {"verdict": "unusable", "reason": "too dark", "label": None, "probability": None}
     history.add(detection(8, **unusable, probabilities={}, plot=""), thumbnail=picture(6))
-    history.put_alerts([alert(1)], told_s=[1])
-    history.put_alerts(
-        [alert(2, level="critical", plot=HOSTILE, rule=HOSTILE, text=HOSTILE, label=HOSTILE)], told_s=[1]
-    )
-    history.put_alerts([alert(3, state="resolved", resolved_s=time.time() - 60, plot="south")], told_s=[1])
+    history.put_alerts([(alert(1), 1.0)])
+    history.put_alerts([(alert(2, level="critical", plot=HOSTILE, rule=HOSTILE, text=HOSTILE, label=HOSTILE), 1.0)])
+    history.put_alerts([(alert(3, state="resolved", resolved_s=time.time() - 60, plot="south"), 1.0)])
     return history

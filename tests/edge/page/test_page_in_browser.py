@@ -177,7 +177,7 @@ def test_what_is_new_appears_by_itself_in_the_readers_time(browser: Any, history
     # What has not changed stays, with the reader's place in it.
     assert kept.evaluate("one => one.isConnected")
     history.add(detection(30, at_s=1_800_000_000.0, photo="new.jpg"), thumbnail=picture())
-    history.put_alerts([alert(30, text="something new")], told_s=[1])
+    history.put_alerts([(alert(30, text="something new"), 1.0)])
     watched.page.clock.run_for(5500)
     card = watched.page.locator("li.card", has_text="new.jpg")
     card.wait_for()

@@ -36,7 +36,7 @@ def alert(number: int, **changes: object) -> Alert:
 
 
 def put(history: History, one: Alert, told_s: float = 0.0) -> None:
-    history.put_alerts([one], told_s=[told_s])
+    history.put_alerts([(one, told_s)])
 
 
 @pytest.fixture

@@ -312,9 +312,8 @@ class Plots:
 
     def store(self) -> None:
         """Writes the alerts that changed since the last call to the history; raises OutboxError if that fails."""
-        changed = self.alerts.changed.values()
-        if changed:
-            self._history.put_alerts([alert for alert, _ in changed], told_s=[at_s for _, at_s in changed])
+        if self.alerts.changed:
+            self._history.put_alerts(self.alerts.changed.values())
             self.alerts.changed.clear()
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:

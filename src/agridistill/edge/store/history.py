@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -201,13 +201,13 @@ class History(SqliteFile):
         rows = self._rows("SELECT thumbnail FROM detections WHERE event_id = ?", event_id)
         return rows[0][0] if rows else None
 
-    def put_alerts(self, alerts: Sequence[Alert], *, told_s: Sequence[float]) -> None:
-        """Stores alerts in one transaction. An alert replaces the stored one with the same `alert_id`.
+    def put_alerts(self, alerts: Iterable[tuple[Alert, float]]) -> None:
+        """Stores alerts, each with the time of its last notification in seconds since 1970 (0 for none).
 
-        `told_s` are the times of their last notifications, in seconds since 1970; 0 for none.
+        All or none; an alert replaces the stored one with the same `alert_id`.
         """
         with self.writing() as database:
-            for alert, told in zip(alerts, told_s, strict=True):
+            for alert, told in alerts:
                 document = json.dumps(alert.to_json(), ensure_ascii=False)
                 database.execute(
                     "INSERT INTO alerts (alert_id, state, updated_s, told_s, document, source) "
