@@ -77,7 +77,7 @@ def test_when_the_last_leaf_of_a_plot_was_seen(path: Path) -> None:
         for number in range(4):
             history.add(detection(number))
         history.add(detection(5, verdict="unusable"))
-        assert history.last_leaves({"answer", "unsure"}) == {"north": (detection(3).at_s, detection(3).at_s)}
+        assert history.last_leaves({"answer", "unsure"})["north"] == (detection(3).at_s, detection(3).at_s)
         assert history.last_leaves({"unusable"}) == {"north": (detection(5).at_s, detection(5).at_s)}
         assert history.last_leaves({"unfamiliar"}) == {}
 

@@ -102,9 +102,11 @@ class Source(Protocol):
 
     def done(self, frame_identity: str) -> None:
         """Called when the detection of a frame is stored, perhaps by another thread."""
+        return
 
     def abandon(self) -> None:
         """Called when the agent ends by itself while `read` may still be at work in another thread."""
+        return
 
     def close(self) -> None:
         """Releases the camera, connection or files of the source."""
