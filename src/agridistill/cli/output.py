@@ -7,9 +7,10 @@ import logging
 import os
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ _NEEDS = {
     "publish": ("edge", ("cryptography",)),
 }
 _ANY_WIDTH = 10_000
+_WAKE_S = 0.5
 
 
 class LogLines(logging.Handler):
@@ -68,6 +70,14 @@ def silence_other_ranks(processes: int) -> None:
     if not is_first_process(processes):
         stdout.quiet = stderr.quiet = True
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+
+
+def wait_for_ctrl_c() -> None:
+    """Returns after Ctrl-C."""
+    # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(_WAKE_S)
 
 
 def print_json(document: Any) -> None:

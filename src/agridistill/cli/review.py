@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 RECORD = "review.csv"
 _LISTED = 20
-_WAKE_S = 0.5
 
 
 @options.with_groups
@@ -297,11 +294,9 @@ def _serve(
             names = read_layout(classes, layout, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
-    with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
+    with serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
-        # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
-        while True:
-            time.sleep(_WAKE_S)
+        output.wait_for_ctrl_c()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root, *layout.words()] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
