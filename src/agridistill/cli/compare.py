@@ -129,10 +129,9 @@ def print_study(document: Mapping[str, Any]) -> None:
     teacher = document["teacher"]
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
-        labels = "" if teacher["labels"] is None else f", trained on {100 * teacher['labels']:g} % of the labels"
-        output.print_note(
-            f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style=""
-        )
+        accuracy = f"{100 * teacher['accuracy']:.1f} % ({low}–{high})"
+        labels = f"{100 * teacher['labels']:g} % of the labels"
+        output.print_note(f"teacher: {teacher['model']}, {accuracy}, trained on {labels}", style="")
         if learnt := teacher["test_photos_learnt"]:
             text = f"the teacher was trained on {learnt:,} of the test photos: the figures of its students are too high"
             output.print_note(text, style="yellow")

@@ -169,10 +169,7 @@ def _trained(
     progress: ProgressCallback,
     then: Callable[[str], object] = lambda name: None,
 ) -> dict[str, RunResult]:
-    """Trains models on drawn leaves, two at a time; those that are finished are only read.
-
-    `then` is called with the name of each model that was trained.
-    """
+    """Trains models on drawn leaves, two at a time; `then` is called with the name of each that was not finished."""
     from agridistill.study.workers import run_side_by_side
     from agridistill.training.run_folder import RunFolder
 
@@ -180,7 +177,7 @@ def _trained(
     total = sum(order.config.fit.epochs for order in waiting.values())
 
     def show() -> None:
-        progress(min(total - 1, sum(_epochs_done(order.out) for order in waiting.values())), total)
+        progress(min(total - 1, sum(RunFolder(order.out).epochs_done() for order in waiting.values())), total)
 
     def note(name: str) -> None:
         stderr.print(f"trained: {name}")
@@ -209,10 +206,3 @@ def _is_finished(order: Order) -> bool:
         got = f"'{order.out}', a run of other photos"
         raise RunError("a run of the demo's leaves", got, "choose another --out")
     return True
-
-
-def _epochs_done(run: Path) -> int:
-    try:
-        return max(0, (run / "metrics.csv").read_text().count("\n") - 1)
-    except OSError:
-        return 0

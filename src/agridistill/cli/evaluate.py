@@ -213,20 +213,14 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
 
 
 def _print_confusions(result: EvaluationResult) -> None:
-    """Prints the confusion matrix if it fits the screen, else its largest entries.
-
-    If long names prevent it from fitting, numbers replace the names in the matrix.
-    """
+    """Prints the confusion matrix, with numbers in place of long names, or its largest entries if it does not fit."""
     numbers = [f"{number:>{len(str(len(result.classes)))}}" for number in range(1, len(result.classes) + 1)]
     names = [f"{number} {printable(name)}" for number, name in zip(numbers, result.classes, strict=True)]
     small = len(result.classes) <= _MAX_MATRIX
     if small and output.has_room(matrix := _confusion_matrix(result, names, numbers)):
         output.print_table(matrix)
     elif small and output.has_room(matrix := _confusion_matrix(result, numbers, numbers)):
-        output.print_table(matrix)
-        for name in names:
-            output.print_note(name)
-        stdout.print()
+        output.print_with_legend(matrix, names)
     else:
         output.print_table(_frequent_confusions(result))
 

@@ -31,15 +31,8 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-
 class LocalServer(ThreadingHTTPServer):
     """An HTTP server that limits the number of connections and the time of each, and that knows its host names.
 
-    Args:
-        host: address to bind to.
-        port: port to bind to; 0 chooses a free one.
-        page: what `handler` serves; it reads it as `self.server.page`.
-        access: who may read the page.
-        handler: answers the requests.
-
-    Raises:
-        OSError: the address is in use, or does not belong to this machine.
+    `handler` answers the requests; it reads `page` as `self.server.page`. `access` decides who may read the page. Port
+    0 chooses a free one. An address that is in use, or does not belong to this machine, is an OSError.
     """
 
     daemon_threads = True

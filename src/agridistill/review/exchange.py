@@ -28,12 +28,7 @@ _FORMAT = "a Label Studio export (JSON, JSON-MIN or CSV) with an image and a cho
 
 
 def write_label_studio(judgements: Judgements, file: Path) -> None:
-    """Writes all judgements for Label Studio: as JSON tasks with one annotation for each reviewer, or as CSV rows.
-
-    Args:
-        judgements: what the reviewers say.
-        file: `NAME.json` or `NAME.csv`.
-    """
+    """Writes all judgements for Label Studio: JSON tasks with an annotation for each reviewer, or CSV rows (`.csv`)."""
     tasks = _tasks(judgements)
     if file.suffix.lower() != ".csv":
         write_json(file, tasks)
@@ -76,16 +71,10 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
     """Reads the judgements in a file of Label Studio, in the record of another review, or in a table of labels.
 
     Skipped annotations are left out. An annotation with several choices becomes "several". Of another record come the
-    last choices, and an "undo" for each photo whose choices were all taken back.
+    last choices, and an "undo" for each photo whose choices were all taken back. `reviewer` judged where the file names
+    nobody.
 
-    Args:
-        file: `.json`, or a CSV or TSV.
-        root: the folder of the photos.
-        photos: all photos in it.
-        reviewer: who judged, where the file does not tell.
-
-    Returns:
-        The actions, and the entries for which the folder has no photo.
+    Returns the actions, and the entries for which the folder has no photo.
 
     Raises:
         DataError: the file has another format, none of its photos is in the folder, or it names two labels for a photo

@@ -86,11 +86,6 @@ class RunFolder:
         if names and not begun:
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
-    def remove_unfinished(self) -> None:
-        """Removes files that a kill left half-written; call it under the lock of the run."""
-        for file in self.path.glob(".*.part"):
-            file.unlink(missing_ok=True)
-
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))
@@ -119,10 +114,7 @@ class RunFolder:
             )
 
     def require_same_features(self, features: str | None) -> None:
-        """Raises a RunError if the teacher's features (`RunPlan.features`) have another source than at the start.
-
-        The source is "cache" or "network". They differ, because the cache compresses features.
-        """
+        """Raises a RunError if the teacher's features had another source ("cache" or "network") at the start."""
         # Earlier versions cached no features.
         before = self.read_environment().get("teacher_features", "network")
         if features is not None and before != features:
@@ -167,10 +159,7 @@ class RunFolder:
         return state
 
     def write_environment(self, document: Mapping[str, Any]) -> None:
-        """Writes `environment.json`: versions of packages, hardware, and the entries of `document`.
-
-        The result of the run depends on these values and on the recipe.
-        """
+        """Writes `environment.json`: versions of packages, hardware, and the entries of `document`."""
         hardware = {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -207,6 +196,10 @@ class RunFolder:
                 f"a missing or damaged '{self.evaluation}' ({reason})",
                 "restore the file, or start a new run; the model of this run can still be used",
             ) from None
+
+    def epochs_done(self) -> int:
+        """Returns the number of epochs that `metrics.csv` has; 0 without the file."""
+        return max(0, self.metrics.read_text(encoding="utf-8").count("\n") - 1) if self.metrics.exists() else 0
 
     def test_photos(self) -> tuple[str, tuple[str, ...]]:
         """Returns the fingerprint of the run's data folder, and the paths in it of the test photos."""
