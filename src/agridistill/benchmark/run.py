@@ -36,10 +36,10 @@ from agridistill.benchmark.result import (
     Percentiles,
     PhotoSet,
     bare_interpreter_bytes,
-    describe_host,
 )
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError
+from agridistill.host import describe_host
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import TORCH, engines_for, model_path, package_of

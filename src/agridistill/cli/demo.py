@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from agridistill.cli import options, output
-from agridistill.cli.evaluate import accuracy
-from agridistill.cli.output import count, printable, stderr
+from agridistill.cli.output import count, percent_with_interval, printable, stderr
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable, write_json
@@ -64,7 +63,7 @@ def print_rows(rows: Mapping[str, RunResult]) -> None:
         found, seconds = run.evaluation, round(run.train_s)
         time = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
         figures = (f"{found.macro_f1:.3f}", count(found.parameters), count(found.macs), time)
-        table.add_row(printable(name), accuracy(found), *figures)
+        table.add_row(printable(name), percent_with_interval(found.accuracy, found.accuracy_ci95), *figures)
     output.print_table(table)
 
 

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from agridistill.cli import options, output
 from agridistill.cli.export import print_verdict, verdict_on
-from agridistill.cli.output import UNDEFINED, count, percent, printable, stderr, stdout
+from agridistill.cli.output import UNDEFINED, count, percent, percent_with_interval, printable, stderr, stdout
 from agridistill.errors import ConfigError
 from agridistill.progress import begin
 
@@ -198,7 +198,7 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     skipped = f"; {result.skipped:,} unreadable left out" if result.skipped else ""
     output.print_figures(
         [
-            ("accuracy (95 % CI)", accuracy(result)),
+            ("accuracy (95 % CI)", percent_with_interval(result.accuracy, result.accuracy_ci95)),
             ("macro-F1", f"{result.macro_f1:.3f}"),
             ("negative log-likelihood", f"{result.nll_nats:.3f} nats"),
             ("calibration error", percent(result.calibration_error)),
@@ -246,12 +246,6 @@ def _frequent_confusions(result: EvaluationResult) -> Table:
     for photos, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
         table.add_row(printable(truth_name), printable(prediction_name), f"{photos:,}")
     return table
-
-
-def accuracy(result: EvaluationResult) -> str:
-    """Formats the accuracy with its 95 % interval, such as "92.4 % (90.1–94.2)"."""
-    low, high = result.accuracy_ci95
-    return f"{percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def predict(

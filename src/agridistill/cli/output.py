@@ -205,6 +205,12 @@ def percent(share: float | None) -> str:
     return UNDEFINED if share is None else f"{100 * share:.1f} %"
 
 
+def percent_with_interval(share: float, interval: tuple[float, float]) -> str:
+    """Formats a share with its interval (both 0 to 1), such as "92.4 % (90.1–94.2)"."""
+    low, high = interval
+    return f"{percent(share)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
 def digits(value: float) -> str:
     """Formats a positive number with about three digits: "2.31", "23.1", "231"."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -163,18 +163,19 @@ def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Cho
 
 
 def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
-    others: dict[str, dict[str, Any]] = {"data": {"image_size": _FINE_TUNE_SIZE}}
-    if command == "distill":
-        # A first stage without labels would undo what the weights and the fitted head have learnt.
-        others["objective"] = {"method": "hybrid"}
-    return _Chosen({"model": EMBEDDED, **fine_tuning(situation.photos)}, why, others)
+    return _fine_tuned(command, {"model": EMBEDDED, **fine_tuning(situation.photos)}, _FINE_TUNE_SIZE, why)
 
 
 def _leaf(command: str, situation: Situation, why: str) -> _Chosen:
     settings = {"model": LEAF_STUDENT, "weights": LEAF_WEIGHTS, **fine_tuning(situation.photos, _LEAF_VIEWS)}
-    others: dict[str, dict[str, Any]] = {"data": {"image_size": _LEAF_SIZE}}
+    return _fine_tuned(command, settings, _LEAF_SIZE, why)
+
+
+def _fine_tuned(command: str, settings: Mapping[str, Any], size: int, why: str) -> _Chosen:
+    others: dict[str, dict[str, Any]] = {"data": {"image_size": size}}
     if command == "distill":
-        others["objective"] = {"method": "hybrid"}  # as in `_embedded`
+        # A first stage without labels would undo what the weights and the fitted head have learnt.
+        others["objective"] = {"method": "hybrid"}
     return _Chosen(settings, why, others)
 
 

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import platform
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from agridistill.data.likeness import LEARNT_NAME
 from agridistill.data.split import read_split
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult
+from agridistill.host import processor_name, versions_of
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
@@ -161,12 +160,11 @@ class RunFolder:
     def write_environment(self, document: Mapping[str, Any]) -> None:
         """Writes `environment.json`: versions of packages, hardware, and the entries of `document`."""
         hardware = {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
-        versions: dict[str, str | None] = {"agridistill": __version__, "python": platform.python_version()}
-        versions |= {name: _version(name) for name in _PACKAGES}
+        versions = {"agridistill": __version__, "python": platform.python_version(), **versions_of(_PACKAGES)}
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
@@ -242,19 +240,3 @@ def _as_toml(config: TrainConfig | DistillConfig) -> str:
 
 def _by_key(recipe: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     return {(section, key): value for section, content in recipe.items() for key, value in content.items()}
-
-
-def _version(package: str) -> str | None:
-    """Returns None if the package is not installed under this name, such as Pillow replaced by Pillow-SIMD."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
