@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agridistill.host import Host
+from agridistill.storage import csv_text
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -233,17 +232,15 @@ class BenchmarkResult:
 
     def to_csv(self) -> str:
         """Returns a CSV text with one line for each model; each line names the machine, so that files can be joined."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
         host = {"processor": self.host.processor, "date_utc": self.host.date_utc}
         run = {"threads": self.threads, "queries": self.queries, **host}
+        rows = []
         for model in self.models:
             row = model.to_json() | run
             if model.accuracy is not None:
                 row["accuracy_ci95_low"], row["accuracy_ci95_high"] = model.accuracy.ci95
             if model.energy_j is None:
                 row["energy_j"] = UNMEASURED
-            writer.writerow(row)
-        writer.writerows(paper.to_json() for paper in self.published)
-        return text.getvalue()
+            rows.append(row)
+        rows += [paper.to_json() for paper in self.published]
+        return csv_text([CSV_COLUMNS, *([row.get(column) for column in CSV_COLUMNS] for row in rows)])

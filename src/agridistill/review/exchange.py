@@ -5,8 +5,6 @@ The project in Label Studio has `<Image name="image" value="$image"/>` and `<Cho
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from agridistill.data.label_table import PhotoFinder, find_columns, name_one_folder, read_table
 from agridistill.errors import DataError
 from agridistill.review.record import COLUMNS, HEADER, LABEL, SPECIAL, UNDO, Action, Judgements, ReviewLog, moment
-from agridistill.storage import write_json, write_text
+from agridistill.storage import csv_text, write_json, write_text
 
 _FROM, _TO = "choice", "image"
 CSV_COLUMNS = ("id", "image", "choice", "annotator", "annotation_id", "created_at", "updated_at")
@@ -33,15 +31,13 @@ def write_label_studio(judgements: Judgements, file: Path) -> None:
     if file.suffix.lower() != ".csv":
         write_json(file, tasks)
         return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence[object]] = [CSV_COLUMNS]
     for task in tasks:
         for annotation in task["annotations"]:
             result, times = annotation["result"][0], (annotation["created_at"], annotation["updated_at"])
             choice, reviewer = result["value"]["choices"][0], result["meta"]["text"][0]
-            writer.writerow((task["id"], task["data"]["image"], choice, reviewer, annotation["id"], *times))
-    write_text(file, text.getvalue())
+            rows.append((task["id"], task["data"]["image"], choice, reviewer, annotation["id"], *times))
+    write_text(file, csv_text(rows))
 
 
 def _tasks(judgements: Judgements) -> list[dict[str, Any]]:

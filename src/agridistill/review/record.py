@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from agridistill.errors import RunError
-from agridistill.storage import only_one, require_result_file, sync_folder
+from agridistill.storage import csv_text, only_one, require_result_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +162,7 @@ class ReviewLog:
 
         If it is full or cannot be written, the record is as before, and the error an OSError.
         """
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(actions)
-        content = text.getvalue().encode("utf-8", "surrogateescape")
+        content = csv_text(actions).encode("utf-8", "surrogateescape")
         is_new = not self.path.exists()
         if is_new and self._is_there:  # a stick that was taken out: a new record in its place would hide under it
             raise FileNotFoundError(errno.ENOENT, "its folder is away, bring it back")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import filecmp
-import io
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from agridistill.errors import DataError, RunError
-from agridistill.storage import replacing, require_writable, write_text
+from agridistill.storage import csv_text, replacing, require_writable, write_text
 
 
 def write_class_folders(root: Path, labels: Mapping[str, str], into: Path, without: Iterable[str] = ()) -> int:
@@ -93,8 +92,5 @@ def require_own_table(table: Path, reviewed: Collection[str]) -> None:
 
 def write_label_table(labels: Mapping[str, str], table: Path, splits: Mapping[str, str]) -> None:
     """Writes a CSV with the columns image, label and (with `splits`, photo -> "test") split, for `train --labels`."""
-    text = io.StringIO(newline="")
-    text.write(table_header(splits))
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows((*row, *((splits[row[0]],) if splits else ())) for row in sorted(labels.items()))
-    write_text(table, text.getvalue())
+    rows = ((*row, *((splits[row[0]],) if splits else ())) for row in sorted(labels.items()))
+    write_text(table, table_header(splits) + csv_text(rows))

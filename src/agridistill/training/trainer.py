@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
 from agridistill.progress import hidden_displays, quiet_loggers, stderr_console
 from agridistill.runtime.backends import glibc
-from agridistill.storage import replacing, write_text
+from agridistill.storage import csv_text, replacing, write_text
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
@@ -165,12 +163,9 @@ class EpochLog(Callback):
         }
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         if trainer.is_global_zero:
-            text = io.StringIO()
             names = list(dict.fromkeys(name for row in self.rows for name in row))
-            writer = csv.DictWriter(text, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
-            write_text(self.path, text.getvalue())
+            cells = ([f"{row[name]:.6g}" if name in row else "" for name in names] for row in self.rows)
+            write_text(self.path, csv_text([names, *cells]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
