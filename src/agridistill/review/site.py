@@ -33,11 +33,11 @@ class Review:
 
     root: Path
     order: Order
-    classes: Sequence[str]
+    classes: Sequence[str]  # to choose from
     log: ReviewLog
     reviewer: str
-    explainer: Predictor | None = None
-    given: Mapping[str, str] = field(default_factory=dict)
+    explainer: Predictor | None = None  # the model that shows where it looked
+    given: Mapping[str, str] = field(default_factory=dict)  # photo -> its present label
 
     def __post_init__(self) -> None:
         self._lock, self._explaining = threading.Lock(), threading.Lock()
