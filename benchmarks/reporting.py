@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agridistill.benchmark.result import peak_memory_bytes, processor_name
+from agridistill.benchmark.result import peak_memory_bytes
+from agridistill.host import processor_name
 from agridistill.storage import write_json
 
 # Every command is timed as an installation has it: with compiled modules. From the second turn on, they are there.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 from agridistill.arguments import (
     described,
@@ -17,7 +17,6 @@ from agridistill.arguments import (
     require_choice,
     require_flag,
     require_number,
-    require_share,
     require_threads,
     require_whole,
     to_optional_path,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from agridistill.runtime.engines import Backend
     from agridistill.runtime.predictor import Predictor
 
-SPLITS = ("train", "val", "test", "all")
+SplitName = Literal["train", "val", "test", "all"]
 
 
 def load(model: Path | str, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Predictor:
@@ -78,7 +77,7 @@ def evaluate(
     data: Path | str,
     *,
     against: None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: SplitName = "test",
     split_file: Path | str | None = None,
     class_names: Mapping[str, str] | Path | str | None = None,
     label_file: Path | str | None = None,
@@ -97,7 +96,7 @@ def evaluate(
     against: Path | str,
     max_drop: float | None = ...,
     max_class_drop: float | None = ...,
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: SplitName = "test",
     split_file: Path | str | None = None,
     class_names: Mapping[str, str] | Path | str | None = None,
     label_file: Path | str | None = None,
@@ -115,7 +114,7 @@ def evaluate(
     against: Path | str | None = None,
     max_drop: float | None = None,
     max_class_drop: float | None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: SplitName = "test",
     split_file: Path | str | None = None,
     class_names: Mapping[str, str] | Path | str | None = None,
     label_file: Path | str | None = None,
@@ -155,7 +154,7 @@ def evaluate(
     path, folder = model_path(to_path("model", model)), to_path("data", data)
     old_path = None if against is None else model_path(to_path("against", against))
     splits = to_optional_path("split_file", split_file)
-    require_choice("split", split, SPLITS)
+    require_choice("split", split, get_args(SplitName))
     _require_rule(old_path, split, max_drop, max_class_drop)
     _require_engine(engine)
     require_callable("progress", progress)
@@ -242,7 +241,7 @@ def export(
     run_folder, file = to_path("run", run), to_path("out", out)
     photos, splits = to_optional_path("data", data), to_optional_path("split_file", split_file)
     require_choice("precision", precision, ("fp32", "int8"))
-    require_share("answers", answers)
+    require_number("answers", answers, high=1)
     require_flag("force", force)
     require_flag("micro", micro)
     require_flag("attention", attention)
@@ -296,6 +295,6 @@ def _require_rule(against: Path | None, split: str, max_drop: object, max_class_
         if value is not None and against is None:
             raise ConfigError(f"'{name}' only with 'against'", described(value), "pass the old model as 'against'")
         if value is not None:
-            require_number(name, value, low=0, high=100)
+            require_number(name, value, high=100)
     if against is not None and split == "train":
         raise ConfigError("a split of new photos to compare models", "'train'", "use 'test', 'val' or 'all'")

@@ -64,15 +64,10 @@ def require_threads(value: object) -> None:
         raise ConfigError(expected, described(value), "use fewer threads")
 
 
-def require_share(name: str, value: object) -> None:
-    """Checks that a value is a number from 0 to 1."""
-    require_number(name, value, low=0, high=1)
-
-
-def require_number(name: str, value: object, *, low: float, high: float) -> None:
-    """Checks that a value is a number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"a number from {low:g} to {high:g} for '{name}'", described(value), "correct it")
+def require_number(name: str, value: object, *, high: float) -> None:
+    """Checks that a value is a number from 0 to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
+        raise ConfigError(f"a number from 0 to {high:g} for '{name}'", described(value), "correct it")
 
 
 def require_flag(name: str, value: object) -> None:

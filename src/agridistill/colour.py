@@ -91,11 +91,8 @@ def stored_form(image: Image.Image) -> StoredForm:
 def to_plain(image: Image.Image, stored: StoredForm) -> Image.Image:
     """Converts an image of any mode to 8-bit RGB, L or CMYK without changing its colour space.
 
-    Transparent pixels become white.
-
-    Raises:
-        PixelFormatError: the range of the values is unknown, or a fourth band that is not transparency is mixed into
-            the colours.
+    Transparent pixels become white. A PixelFormatError reports values of an unknown range, or a fourth band that is
+    mixed into the colours but is not transparency.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and stored.bits == 16 and not stored.tiff):
         return _from_16_bits(image, stored)

@@ -43,13 +43,10 @@ Recipe = dict[str, dict[str, Any]]
 
 
 def read_recipe(recipe: Path | str) -> Recipe:
-    """Reads a recipe, section -> key -> value, and checks the names of its sections and keys.
+    """Reads a recipe, section -> key -> value; a ConfigError names an unknown section or key.
 
     `recipe` is a file, or the name of a shipped recipe ("cpu"); a file with this name in the current folder is
     preferred to the shipped recipe.
-
-    Raises:
-        ConfigError: the recipe does not exist, is not TOML, or has an unknown section or key.
     """
     path = Path(recipe)
     if not path.exists() or path.is_dir():
@@ -78,13 +75,9 @@ def _section_remedy(name: str) -> str:
 def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Recipe:
     """Makes a recipe from the arguments of a Python call, with the same checks as for a recipe file.
 
-    Args:
-        command: "train", "distill" or "compare".
-        config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None.
-        settings: recipe key ("epochs" or "distill.epochs") -> value; they override `config`.
-
-    Raises:
-        ConfigError: `config` has a wrong type or is for another command, or a section or key is unknown.
+    `config` is a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None; `settings`,
+    recipe key ("epochs" or "distill.epochs") -> value, override it. A wrong type, or an unknown section or key is a
+    ConfigError.
     """
     recipe = _given_recipe(config)
     if recipe or isinstance(config, str | Path):
@@ -182,9 +175,6 @@ def complete_recipe(
 ) -> tuple[Recipe, str]:
     """Adds the settings that the user did not give: those of a resumed run, else a choice by photos and hardware.
 
-    `given` has the settings of the user, which are kept. `run` and `teacher` are run folders; `run` is read only on a
-    resume. With `layout` None, folders are classes.
-
     Returns the recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
     """
     if resume:
@@ -195,8 +185,7 @@ def complete_recipe(
         return {name: {**base.get(name, {}), **given.get(name, {})} for name in {**base, **given}}, ""
     with needs_extra():
         from agridistill.training.defaults import choice_for
-    choice = choice_for(command, given, data, teacher, layout or FOLDERS)
-    return choice.recipe, choice.reason
+    return choice_for(command, given, data, teacher, layout or FOLDERS)
 
 
 def train_config(recipe: Recipe) -> TrainConfig:
@@ -210,13 +199,10 @@ def distill_config(recipe: Recipe) -> DistillConfig:
 
 
 def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
-    """Plans the runs of `compare`.
+    """Plans the runs of `compare`; a wrong value or an unknown name is a ConfigError.
 
     The settings of a run are the recipe, changed by the run's budget, then by its candidate, then by `overrides`
     (texts of `--set`). Those for [data] and [augmentation] also apply to a teacher that the study trains.
-
-    Raises:
-        ConfigError: a value has a wrong type or is out of range, or a name is unknown.
     """
     changed = with_overrides(recipe, "distill", overrides)
     shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
@@ -228,10 +214,7 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
 
 
 def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
-    """Plans the trials of `compare --search`: one candidate under one budget, with values chosen by the search.
-
-    The recipe has a table "search" in its section "compare". Arguments and errors are those of `compare_plan`.
-    """
+    """Plans the trials of `compare --search`: one candidate under one budget, with values chosen by the search."""
     return plan_search(_section("compare", recipe), partial(_changed_config, recipe), overrides)
 
 

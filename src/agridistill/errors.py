@@ -88,14 +88,9 @@ class MissingExtraError(AgriDistillError):
 
 @contextmanager
 def needs_extra(needed: str = "the training part of AgriDistill", extra: str = "train") -> Iterator[None]:
-    """Turns a failed import in its block into an error that names the extra to install.
+    """Turns a failed import in its block into a MissingExtraError that names the extra to install.
 
-    Args:
-        needed: what the imports are for, for the message.
-        extra: one or several extras of the package, such as "train" or "train,export".
-
-    Raises:
-        MissingExtraError: a library of the extra is not installed.
+    `needed` says what the imports are for. `extra` may be several extras, such as "train,export".
     """
     try:
         yield

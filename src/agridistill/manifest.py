@@ -89,11 +89,7 @@ class ModelManifest:
         return replace(self, weights_file=weights.name, weights_sha256=sha256_of(weights))
 
     def verified_weights(self, folder: Path) -> Path:
-        """Returns the path of the weights file in `folder`, after checking its sha256.
-
-        Raises:
-            ModelError: the file is missing, or its sha256 is not that of the manifest.
-        """
+        """Returns the weights file in `folder`; a ModelError if it is missing or has another sha256."""
         # Only a name without folders: a manifest from an unknown source must not point outside its own folder.
         if Path(self.weights_file).name != self.weights_file:
             raise ModelError(
@@ -114,12 +110,7 @@ class ModelManifest:
 
 
 def read_manifest(path: Path) -> ModelManifest:
-    """Reads a manifest from JSON and checks every field.
-
-    Raises:
-        ModelError: the file does not exist, is not JSON or has another format version, or a field is wrong; the error
-            names the field.
-    """
+    """Reads a manifest from JSON and checks every field; a ModelError names what is missing or wrong."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_MANIFEST_BYTES + 1)
@@ -210,17 +201,9 @@ def _without_lists(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: str = "model") -> None:
-    """Checks that a model and a data set have the same classes in the same order.
+    """Raises a ModelError unless a model and a data set have the same classes in the same order.
 
-    Names that differ only in their Unicode normal form are equal.
-
-    Args:
-        model: the model's classes, in the order of its logits.
-        data: the data's classes, in the order of its labels.
-        owner: a word for the model in the error, such as "teacher".
-
-    Raises:
-        ModelError: the classes differ; the error names those that do, or reports that only the order differs.
+    Names that differ only in their Unicode normal form are equal. `owner` is a word for the model, such as "teacher".
     """
     model, data = list(map(composed, model)), list(map(composed, data))
     if model == data:

@@ -85,23 +85,14 @@ class Display(Protocol):
         ...
 
 
-_displays: list[Display] = []
-
-
-@contextmanager
-def registered_display(display: Display) -> Iterator[None]:
-    """Registers a display while the block runs, so that `hidden_displays` can hide it."""
-    _displays.append(display)
-    try:
-        yield
-    finally:
-        _displays.remove(display)
+displays: list[Display] = []
+"""The displays that are drawn now; the one who draws a display adds and removes it."""
 
 
 @contextmanager
 def hidden_displays(then: str) -> Iterator[None]:
-    """Hides the registered displays while the block draws another one; after it, they show the label `then`."""
-    hidden = list(_displays)
+    """Hides all `displays` while the block draws another one; after it, they show the label `then`."""
+    hidden = list(displays)
     for display in hidden:
         display.hide()
     try:

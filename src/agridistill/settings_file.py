@@ -52,17 +52,10 @@ def read_toml(
     damaged: str = "correct the file",
     error_type: type[AgriDistillError] = ConfigError,
 ) -> dict[str, Any]:
-    """Reads a TOML file into plain Python values.
+    """Reads a TOML file in UTF-8 into plain Python values.
 
-    Args:
-        path: the file, in UTF-8.
-        expected: what the file should be, for errors ("a recipe").
-        absent: the remedy if the file does not exist.
-        damaged: the remedy if it cannot be read as TOML.
-        error_type: class of the errors.
-
-    Raises:
-        AgriDistillError: an error of type `error_type`: the file does not exist or cannot be read as TOML.
+    An error of type `error_type` says what the file should be (`expected`, such as "a recipe"), with the remedy
+    `absent` if it does not exist, and `damaged` if it cannot be read as TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -83,16 +76,9 @@ def require_known_keys(
     where: str,
     section: str = "",
 ) -> None:
-    """Checks that all keys of a table, and of tables and lists of tables in it, are known.
+    """Raises a ConfigError unless all keys of a table, and of tables and lists of tables in it, are known.
 
-    Args:
-        kind: dataclass of the settings.
-        table: the table as read from the file. Only names are checked here; `build_settings` checks types.
-        where: where the table comes from, for errors ("in 'watch.toml'").
-        section: dotted name of the table; "" at the top of the file.
-
-    Raises:
-        ConfigError: a key is unknown.
+    `where` says where the table comes from ("in 'watch.toml'"); `section` is its dotted name, "" at the top of a file.
     """
     if not isinstance(table, dict):
         return
@@ -111,7 +97,7 @@ def require_known_keys(
 
 
 def require_known_key(kind: type[Any], key: str, where: str, section: str = "") -> None:
-    """Checks that `kind` has a field with the name `key`; the other arguments are those of `require_known_keys`."""
+    """Raises a ConfigError unless `kind` has a field `key`; `where` and `section` are those of `require_known_keys`."""
     known = setting_names(kind)
     if key not in known:
         expected = f"a known key of [{section}]" if section else "a known key"
@@ -129,18 +115,9 @@ def build_settings(
 ) -> Settings:
     """Builds typed settings from one table, after checking its keys, types and ranges.
 
-    Types are strict: a text such as "3" is not accepted as a number. A whole number is accepted for a float.
-
-    Args:
-        kind: dataclass of the settings.
-        table: plain values, as read from TOML or JSON.
-        where: where the table comes from, for errors ("in 'watch.toml'"); "" adds nothing to the error.
-        section: dotted name of the table; "" at the top of the file.
-        remedy: what the user can do about a wrong value, for errors.
-        secret: keys whose values may contain a password; errors never show these values.
-
-    Raises:
-        ConfigError: an unknown key, or a value of a wrong type or range.
+    Types are strict: a text such as "3" is not accepted as a number. A whole number is accepted for a float. `where`
+    and `section` are those of `require_known_keys`. A ConfigError gives the `remedy`, and never shows the values of
+    keys in `secret`, which may contain a password.
     """
     require_known_keys(kind, table, where, section)
     for key, value in table.items():

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,11 +62,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill; renames it to `path` on success, removes it on any failure.
-
-    Raises:
-        OSError: the disk is full or cannot be written, or `path` is a folder that is not empty.
-    """
+    """Yields a temporary folder to fill; on success it becomes `path`, which is new or an empty folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     temporary.mkdir()
@@ -115,10 +111,8 @@ if hasattr(os, "register_at_fork"):
 def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the block runs; the system releases it when the process ends, even if it is killed.
 
-    On a file system without locks, nothing is locked. `wait` waits until another process or thread releases the lock.
-
-    Raises:
-        RunError: another process holds the lock; `what` it protects is in the message ("teacher cache").
+    On a file system without locks, nothing is locked. If another process has the lock, `wait` waits for it; otherwise a
+    RunError names `what` the lock protects ("teacher cache").
     """
     with lock.open("ab") as file:
         if fcntl is not None:
@@ -144,13 +138,10 @@ def user_cache() -> Path:
 
 
 def require_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
-    """Checks that a file or a folder can be written, before anything is computed for it; writes nothing.
+    """Raises a RunError if a file or a folder cannot be written, before anything is computed for it; writes nothing.
 
-    Neither the path nor its parents need to exist. `option` is the option that gave the path.
-
-    Raises:
-        RunError: the path exists but is of the other kind (file or folder), a parent is a file, or a permission is
-            missing.
+    That is if it exists but is of the other kind, if a parent is a file, or if a permission is missing. Neither the
+    path nor its parents need to exist. `option` is the option that gave the path.
     """
     if path.exists() and path.is_dir() is not folder:
         kinds = ("a folder", "the file") if folder else ("a file", "the folder")
@@ -167,12 +158,9 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
 
 
 def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str] = (), header: str = "") -> None:
-    """Checks that a result file can be written and that it would only replace an earlier result of the same kind.
+    """Raises a RunError unless a result file can be written and would only replace an earlier result of its kind.
 
     `keys` are those that every JSON result of this kind has; `header` is the beginning of every other result.
-
-    Raises:
-        RunError: the path cannot be written (see `require_writable`), or the existing file has other content.
     """
     require_writable(path, option)
     if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
@@ -198,6 +186,17 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Converts rows to CSV text; None becomes an empty cell."""
+    # Not imported at the top: most commands write no CSV.
+    import csv
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tests.needs import chromium
 
-from agridistill.app.server import _Handler
+from agridistill.app.server import page_answer
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.predictor import read_source
@@ -70,12 +71,25 @@ class SlowServer:
         self.asked: list[str] = []
         outer, lock = self, threading.Lock()
 
-        class Handler(_Handler):
+        class Handler(SimpleHTTPRequestHandler):
+            def end_headers(self) -> None:
+                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+                lasting = "/files/" in self.path
+                self.send_header("Cache-Control", "max-age=31536000, immutable" if lasting else "no-cache")
+                super().end_headers()
+
             def send_head(self) -> Any:
                 self.directory = str(outer.folder)
-                return SimpleHTTPRequestHandler.send_head(self) if outer.all_files else super().send_head()
+                path = self.path.split("?")[0].removeprefix("/")
+                if not outer.all_files and page_answer(outer.folder, path).status != HTTPStatus.OK:
+                    return self.send_error(HTTPStatus.NOT_FOUND)
+                return super().send_head()
 
-            def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+                """Logs nothing, unlike the base class."""
+
+            def do_GET(self) -> None:
                 with lock:
                     outer.asked.append(self.path)
                 # Two versions that a test writes within one second have the same time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
@@ -12,7 +11,7 @@ import pytest
 from tests.app.conftest import WriteSite
 
 from agridistill.app import Site
-from agridistill.app.server import site_server
+from agridistill.app.server import serving_site
 
 OTHERS = (".env", "notes.txt", "photos/leaf.jpg", "files/.token", "files/notes.txt", "files/sub/index.html")
 
@@ -30,10 +29,8 @@ def site(write: WriteSite, tmp_path: Path) -> Site:
 
 @pytest.fixture
 def address(site: Site) -> Iterator[str]:
-    with site_server(site.out) as (server, found):
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving_site(site.out) as found:
         yield found
-        server.shutdown()
 
 
 def ask(url: str, method: str = "GET") -> tuple[int, bytes]:

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.benchmark.result import (
-    EnergyCounter,
-    bare_interpreter_bytes,
-    describe_host,
-    instructions,
-    processor_name,
-)
+from agridistill.benchmark.result import EnergyCounter, bare_interpreter_bytes
+from agridistill.host import describe_host, instructions, processor_name
 
 XEON = """processor\t: 0
 model name\t: Some(R) Xeon(R)

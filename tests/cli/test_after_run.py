@@ -53,7 +53,7 @@ def test_after_training_comes_the_export_without_a_gpu_or_a_smaller_student(
 
 
 def test_a_network_that_cannot_be_rounded_is_exported_as_it_is(teacher_run: Path) -> None:
-    words = export.export_of(teacher_run, evaluation(teacher_run))
+    words = export.export_of(teacher_run)
     assert words == ("export", teacher_run, "--out", teacher_run.with_name("teacher.onnx"))
 
 

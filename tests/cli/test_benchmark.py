@@ -6,8 +6,9 @@ import pytest
 from tests.cli.running import Capture, run
 
 from agridistill.benchmark import run as benchmark_run
-from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, Host, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
 from agridistill.cli.benchmark import print_benchmark
+from agridistill.host import Host
 
 
 def model(**changes: object) -> ModelResult:

@@ -61,7 +61,7 @@ def study_document() -> dict[str, Any]:
 
     rows = [row(name) for name in ("ce", "kd", "hybrid-hint")]
     budget = {"name": "full", "epochs": 30, "labels": 1.0, "rows": rows, "best": "kd", "best_against": [difference]}
-    teacher = {"model": "swin", "accuracy": 0.95, "accuracy_ci95": [0.94, 0.96], "labels": None}
+    teacher = {"model": "swin", "accuracy": 0.95, "accuracy_ci95": [0.94, 0.96], "labels": 1.0}
     return {
         "budgets": [budget | {"mcnemar": []}],
         "baseline": "ce",

@@ -89,7 +89,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 
 def test_the_wheel_requires_nothing_of_the_training_part(device: Device) -> None:
-    light = {"annotated-types", "numpy", "pillow", "pydantic", "typer", "onnxruntime"}
+    light = {"numpy", "pillow", "pydantic", "typer", "onnxruntime"}
     assert names_required(device.wheel_requires) == light
 
 

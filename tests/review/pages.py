@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.colour_backend import colour_backend, colour_photo
 
-from agridistill.review.ranking import FixedOrder
+from agridistill.review.ranking import Order
 from agridistill.review.record import ReviewLog
 from agridistill.review.server import serving
 from agridistill.review.site import Review
@@ -29,7 +29,7 @@ def leaf_photos(folder: Path, count: int) -> list[str]:
 def review_of(folder: Path, names: list[str], reviewer: str = "anna", **more: Any) -> Review:
     """A review of photos in a fixed order, without work in the background."""
     predictor = Predictor(colour_backend())
-    order = FixedOrder({name: predictor.predict(folder / name, top=2) for name in names})
+    order = Order({name: predictor.predict(folder / name, top=2) for name in names})
     options: dict[str, Any] = {"classes": CLASSES, "explainer": predictor} | more
     return Review(folder, order, log=ReviewLog(folder / "review.csv"), reviewer=reviewer, **options)
 

@@ -198,8 +198,8 @@ def test_a_resume_of_a_finished_run_gives_its_result_and_trains_nothing(
     first = distill(leaves, teacher_run, run, student())
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert distill(leaves, teacher_run, run, student(), resume=True) == first
-    # Neither settings nor teacher are needed; given ones have to be the run's.
-    assert distill(leaves, None, run, resume=True) == first
+    # No teacher is needed; a given one has to be the run's.
+    assert distill(leaves, None, run, student(), resume=True) == first
     copy = shutil.copytree(leaves, tmp_path / "moved")
     assert distill(copy, teacher_run, run, student(), resume=True) == first
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before

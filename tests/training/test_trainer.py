@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from tests.conftest import TINY_STUDENT
 from tests.training.small_runs import DATA, FIT, rows, student
 
-from agridistill.progress import registered_display
 from agridistill.runtime import backends
 from agridistill.training import trainer
 from agridistill.training.run import distill, train
@@ -151,8 +150,8 @@ def displayed(monkeypatch: pytest.MonkeyPatch, leaves: Path, out: Path, *, is_te
     console, display = Console(file=io.StringIO(), force_terminal=is_terminal, width=80), Recorded()
     monkeypatch.setattr("agridistill.training.trainer.stderr_console", lambda: console)
     fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=32, pretrained=False, workers=0, precision="fp32")
-    with registered_display(display):
-        train(leaves, out, TrainConfig(data=DataSettings(image_size=32), train=fit))
+    monkeypatch.setattr("agridistill.progress.displays", [display])
+    train(leaves, out, TrainConfig(data=DataSettings(image_size=32), train=fit))
     return console.file.getvalue(), display.asked  # type: ignore[attr-defined]
 
 

@@ -70,8 +70,8 @@ def read_pinned(document: Mapping[str, Mapping[str, object]]) -> dict[str, Pinne
 def engine_files(pinned: PinnedPackage, *, folder: Path | None = None) -> dict[str, bytes]:
     """Returns the content of the files that the page needs, by their names in the page.
 
-    `folder` is where they are: a folder with the package's archive or its files (also in `dist`), or the archive
-    itself. None takes them from the user's cache, and fetches what is not there.
+    `folder` has the package's archive or its files (also in `dist`), or is the archive. None takes them from the user's
+    cache, and fetches what is not there.
 
     Raises:
         FetchError: the archive cannot be fetched, or a file has another hash.

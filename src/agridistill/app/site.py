@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agridistill.app.engine_files import PinnedPackage, engine_files, packed_code, read_pinned
-from agridistill.app.words import no_words, read_words, words_file
+from agridistill.app.words import read_words, words_file
 from agridistill.errors import ConfigError, ModelError, RunError
 from agridistill.manifest import ModelManifest, read_manifest
 from agridistill.runtime.backends import manifest_path, missing_model, model_path, open_artefact
@@ -98,12 +98,9 @@ def write_site(
     A server may send the page at the same time: new files are written before the page that needs them, and the files of
     the previous release stay until the next update.
 
-    Args:
-        model: an exported file, or the name of a shipped model, which is taken in the form for pages.
-        words: a file of words (see `words`); None takes the one beside the model, if there is one.
-        name: the name below the icon; None takes the crop that all classes begin with, or the model's name.
-        runtime: where the files of the engine are (see `engine_files`); None fetches them once.
-        force: also writes into a folder with other files, which stay.
+    `words` is None for the file of words beside the model, if there is one; `name`, below the icon, is None for the
+    crop that all classes begin with, or the model's name; `runtime` is the `folder` of `engine_files`. `force` also
+    writes into a folder with other files, which stay.
 
     Raises:
         ModelError: the model does not exist, is damaged, or the page's engine cannot run it.
@@ -116,8 +113,7 @@ def write_site(
     built = read_page(page)
     path, manifest = _checked_model(model_path(model, for_page=True))
     engine = _ENGINES[path.suffix.lower()]
-    found = words or words_file(path, manifest)
-    texts = read_words(found, manifest.classes) if found else no_words()
+    texts = read_words(words or words_file(path, manifest), manifest.classes)
     name = _checked_name(name if name is not None else _crop(manifest.classes) or path.stem[:_LONGEST_NAME])
     if path == Path(model):
         _require_prediction(path, manifest)
@@ -146,12 +142,9 @@ def write_site(
 
 
 def _release_in(out: Path, *, force: bool) -> dict[str, Any] | None:
-    """Returns the content of a folder's `release.json`; None if the folder is new or empty.
+    """Returns a folder's `release.json`: None if the folder is new or empty, {} with `force` if it has other files.
 
-    With `force`, a folder with other files gives {}.
-
-    Raises:
-        RunError: the folder contains other files.
+    Without `force`, other files are a RunError.
     """
     require_writable(out, folder=True)
     if not out.exists() or not any(out.iterdir()):

@@ -67,11 +67,13 @@ def words_file(model: Path, manifest: ModelManifest) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def read_words(path: Path, classes: Sequence[str]) -> dict[str, Any]:
-    """Reads a file of words for a model with these classes; returns the page's `words.json`.
+def read_words(path: Path | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Reads a file of words for a model with these classes; returns the page's `words.json`, for None without words.
 
     A ConfigError names an unknown key or class, or a text that is too long.
     """
+    if path is None:
+        return {"format": WORDS_FORMAT, "languages": {}}
     table = read_toml(path, "a file of words")
     if not table:
         raise ConfigError("a table for each language, such as [en]", f"none in '{path}'", "add one, or use no file")
@@ -79,11 +81,6 @@ def read_words(path: Path, classes: Sequence[str]) -> dict[str, Any]:
         "format": WORDS_FORMAT,
         "languages": {code: _language(code, given, classes, path) for code, given in table.items()},
     }
-
-
-def no_words() -> dict[str, Any]:
-    """Returns the `words.json` of a model without words."""
-    return {"format": WORDS_FORMAT, "languages": {}}
 
 
 def _language(code: str, table: Any, classes: Sequence[str], path: Path) -> dict[str, Any]:

@@ -1,91 +1,21 @@
-"""Holds every number of a benchmark, describes the machine, and reads its counters of memory and energy."""
+"""Holds every number of a benchmark, and reads the machine's counters of memory and energy."""
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_CPUINFO = Path("/proc/cpuinfo")
+from agridistill.host import Host
+from agridistill.storage import csv_text
+
 _POWERCAP = Path("/sys/class/powercap")
-# Instruction sets that speed up fp32 or int8 networks if an engine uses them, under the names that /proc/cpuinfo has.
-_X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-_ARM_INSTRUCTIONS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
-_LIBRARIES = ("agridistill", "numpy", "Pillow")
-
-
-@dataclass(frozen=True)
-class Host:
-    """The hardware and software that a benchmark ran on."""
-
-    processor: str
-    cores: int  # number of logical cores, hyper-threads included
-    instructions: tuple[str, ...] | None  # instruction sets that speed up a network; None if unknown
-    system: str
-    python: str
-    versions: dict[str, str | None]  # versions of the libraries in use; None for one that is not installed
-    date_utc: str  # ISO 8601
-
-
-def describe_host(libraries: Iterable[str] = ()) -> Host:
-    """Describes this machine, and the installed versions of AgriDistill, numpy, Pillow and `libraries` (pip names)."""
-    # Not imported at the top: the worker imports this module, and 2 MB would count as the model's memory.
-    from importlib import metadata
-
-    versions: dict[str, str | None] = {}
-    for name in (*_LIBRARIES, *libraries):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return Host(
-        processor=processor_name(),
-        cores=os.cpu_count() or 1,
-        instructions=instructions(),
-        system=platform.platform(),
-        python=platform.python_version(),
-        versions=versions,
-        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def processor_name(cpuinfo: Path = _CPUINFO) -> str:
-    """Returns the processor's name; on a single-board computer it is the name of the board."""
-    fields = _first_fields(cpuinfo)
-    name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
-    if name is None and sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
-    return name or platform.processor() or platform.machine()
-
-
-def instructions(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
-    """Returns the processor's instruction sets that speed up a network; None if the system does not list them."""
-    fields = _first_fields(cpuinfo)
-    listed = fields.get("flags") or fields.get("Features")
-    known = (*_X86_INSTRUCTIONS, *_ARM_INSTRUCTIONS)
-    return None if listed is None else tuple(name for name in known if name in listed.split())
-
-
-def _first_fields(cpuinfo: Path) -> dict[str, str]:
-    """Returns the first value of each field in `cpuinfo`: those of the first core and, at the end, of the board."""
-    fields: dict[str, str] = {}
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else ()
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    return fields
 
 
 def peak_memory_bytes() -> int | None:
@@ -302,17 +232,15 @@ class BenchmarkResult:
 
     def to_csv(self) -> str:
         """Returns a CSV text with one line for each model; each line names the machine, so that files can be joined."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
         host = {"processor": self.host.processor, "date_utc": self.host.date_utc}
         run = {"threads": self.threads, "queries": self.queries, **host}
+        rows = []
         for model in self.models:
             row = model.to_json() | run
             if model.accuracy is not None:
                 row["accuracy_ci95_low"], row["accuracy_ci95_high"] = model.accuracy.ci95
             if model.energy_j is None:
                 row["energy_j"] = UNMEASURED
-            writer.writerow(row)
-        writer.writerows(paper.to_json() for paper in self.published)
-        return text.getvalue()
+            rows.append(row)
+        rows += [paper.to_json() for paper in self.published]
+        return csv_text([CSV_COLUMNS, *([row.get(column) for column in CSV_COLUMNS] for row in rows)])

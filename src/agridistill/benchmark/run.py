@@ -14,12 +14,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from pydantic import Field
 
-from agridistill.api import SPLITS, evaluate
+from agridistill.api import SplitName, evaluate
 from agridistill.arguments import (
     described,
     require_callable,
@@ -36,10 +36,10 @@ from agridistill.benchmark.result import (
     Percentiles,
     PhotoSet,
     bare_interpreter_bytes,
-    describe_host,
 )
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError
+from agridistill.host import describe_host
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import TORCH, engines_for, model_path, package_of
@@ -47,7 +47,6 @@ from agridistill.runtime.engines import ENGINES
 from agridistill.runtime.predictor import expand
 from agridistill.settings_file import build_settings
 
-SplitChoice = Literal["train", "val", "test", "all"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 # With fewer queries, fewer than ten lie above the 99th percentile (MLPerf Inference, single stream).
@@ -86,7 +85,7 @@ def benchmark(
     engines: Sequence[str] | str = (),
     threads: int = 1,
     data: Path | str | None = None,
-    split: SplitChoice = "test",
+    split: SplitName = "test",
     split_file: Path | str | None = None,
     photos: Path | str | None = None,
     plan: BenchmarkPlan | Mapping[str, int] | None = None,
@@ -117,7 +116,7 @@ def benchmark(
     wanted = (engines,) if isinstance(engines, str) else engines
     photo_path, split_file = to_optional_path("photos", photos), to_optional_path("split_file", split_file)
     require_threads(threads)
-    require_choice("split", split, SPLITS)
+    require_choice("split", split, get_args(SplitName))
     require_callable("progress", progress)
     plan = _checked_plan(plan)
     threads = threads or os.cpu_count() or 1
@@ -168,13 +167,8 @@ def measure(
 ) -> list[ModelResult]:
     """Measures every target in a process of its own (worker); only one worker computes at a time.
 
-    Args:
-        start: returns a context manager that starts the worker of a target.
-        interpreter_bytes: peak memory of a bare interpreter, which is subtracted from each model's; None if unknown.
-        progress: called with (turns done, turns in total).
-
-    Raises:
-        AgriDistillError: a model cannot be loaded or measured. All workers have ended.
+    `start` starts the worker of a target. `interpreter_bytes`, the peak memory of a bare interpreter, is subtracted
+    from each model's. An AgriDistillError reports a model that cannot be loaded or measured; all workers have ended.
     """
     with ExitStack() as workers:
         begin(progress, "loading models")
@@ -274,7 +268,7 @@ def _checked_plan(plan: object) -> BenchmarkPlan:
 
 
 def _accuracy(
-    target: Target, data: Path | str, split: SplitChoice, split_file: Path | None, progress: ProgressCallback
+    target: Target, data: Path | str, split: SplitName, split_file: Path | None, progress: ProgressCallback
 ) -> tuple[Accuracy, str]:
     """Returns the accuracy of a model, and the split that it was measured on: "all" if the folder has none."""
     engine = None if target.engine == TORCH else target.engine

@@ -59,10 +59,7 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
 
 @contextlib.contextmanager
 def start_worker(command: Sequence[str], name: str) -> Iterator[Worker]:
-    """Starts a process that measures a model, yields a `Worker`, and kills the process at the end of the `with` block.
-
-    `command` comes from `worker_command`; `name` is the name of the model in error messages.
-    """
+    """Starts the process of a `worker_command`, yields its `Worker`, and kills it at the end of the `with` block."""
     # The benchmark compares models on the processor, but torch would use a GPU.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     pipe = subprocess.PIPE
@@ -80,7 +77,7 @@ def start_worker(command: Sequence[str], name: str) -> Iterator[Worker]:
 
 
 class Worker:
-    """The process of `start_worker`; `ask` sends it a request and returns the answer."""
+    """The process of `start_worker`; errors call its model `name`."""
 
     def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str) -> None:
         self._process, self._stderr, self._name = process, stderr, name
@@ -153,9 +150,8 @@ class MeasuredModel:
     def turn(self, queries: int, warm_up: int) -> dict[str, Any]:
         """Times `queries` single photos of each kind (inference, end to end), each kind after `warm_up` untimed ones.
 
-        Returns:
-            `latencies_ns`, the times of inference (preprocessed photo to logits); `energy_j`, the energy of all these;
-            `end_to_end_ns`, the times from a file to its label; and `peak_memory_bytes` of this process so far.
+        `latencies_ns` and `energy_j` are of inference (preprocessed photo to logits), `end_to_end_ns` from a file to
+        its label. `peak_memory_bytes` is that of this process so far.
         """
         _latencies_ns(self._predictor.backend.logits, self._prepared, warm_up)
         energy = self._energy.read()
@@ -211,10 +207,10 @@ def _latencies_ns(query: Callable[[T], object], inputs: Iterator[T], queries: in
 
 
 def main(job: str) -> None:
-    """Answers requests about one model: reads them from stdin, writes to stdout, and exits when stdin ends.
+    """Answers requests about the model of `job` (the arguments of `MeasuredModel` in JSON) until stdin ends.
 
     A request is `{"ask": METHOD, ...}`. The answer is what this method of `MeasuredModel` returns, or
-    `{"error": [...]}` for an AgriDistillError. `job` is JSON with the arguments of `MeasuredModel`.
+    `{"error": [...]}` for an AgriDistillError.
     """
     # Ctrl-C reaches every process of the terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

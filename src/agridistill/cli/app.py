@@ -90,14 +90,12 @@ def _summary(site: Site) -> str:
 
 
 def _serve(folder: Path, host: str, port: int) -> None:
-    from agridistill.app.server import site_server
+    from agridistill.app.server import serving_site
     from agridistill.local_page import is_loopback
 
-    with site_server(folder, host, port) as (server, address):
+    with serving_site(folder, host, port) as address:
         stderr.print(f"page: {address} (Ctrl-C ends it)")
         if not is_loopback(host):
             stderr.print("Browsers install a page and open the camera only over https (docs/phone.md).", style="yellow")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            stderr.print("The page is no longer served.")
+        output.wait_for_ctrl_c()
+        stderr.print("The page is no longer served.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from agridistill.cli import options, output
-from agridistill.cli.output import UNDEFINED, count, printable, stderr, stdout
+from agridistill.cli.output import UNDEFINED, count, percent_with_interval, printable, stderr, stdout
 from agridistill.errors import ConfigError, needs_extra
 from agridistill.progress import begin
 from agridistill.storage import require_writable
@@ -128,11 +128,9 @@ def print_study(document: Mapping[str, Any]) -> None:
         _print_budget(budget, baseline=document["baseline"])
     teacher = document["teacher"]
     if teacher is not None:
-        low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
-        labels = "" if teacher["labels"] is None else f", trained on {100 * teacher['labels']:g} % of the labels"
-        output.print_note(
-            f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style=""
-        )
+        accuracy = percent_with_interval(teacher["accuracy"], teacher["accuracy_ci95"])
+        labels = f"{100 * teacher['labels']:g} % of the labels"
+        output.print_note(f"teacher: {teacher['model']}, {accuracy}, trained on {labels}", style="")
         if learnt := teacher["test_photos_learnt"]:
             text = f"the teacher was trained on {learnt:,} of the test photos: the figures of its students are too high"
             output.print_note(text, style="yellow")

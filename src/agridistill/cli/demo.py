@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from agridistill.cli import options, output
-from agridistill.cli.evaluate import accuracy
-from agridistill.cli.output import count, printable, stderr
+from agridistill.cli.output import count, percent_with_interval, printable, stderr
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable, write_json
@@ -64,7 +63,7 @@ def print_rows(rows: Mapping[str, RunResult]) -> None:
         found, seconds = run.evaluation, round(run.train_s)
         time = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
         figures = (f"{found.macro_f1:.3f}", count(found.parameters), count(found.macs), time)
-        table.add_row(printable(name), accuracy(found), *figures)
+        table.add_row(printable(name), percent_with_interval(found.accuracy, found.accuracy_ci95), *figures)
     output.print_table(table)
 
 
@@ -169,10 +168,7 @@ def _trained(
     progress: ProgressCallback,
     then: Callable[[str], object] = lambda name: None,
 ) -> dict[str, RunResult]:
-    """Trains models on drawn leaves, two at a time; those that are finished are only read.
-
-    `then` is called with the name of each model that was trained.
-    """
+    """Trains models on drawn leaves, two at a time; `then` is called with the name of each that was not finished."""
     from agridistill.study.workers import run_side_by_side
     from agridistill.training.run_folder import RunFolder
 
@@ -180,7 +176,7 @@ def _trained(
     total = sum(order.config.fit.epochs for order in waiting.values())
 
     def show() -> None:
-        progress(min(total - 1, sum(_epochs_done(order.out) for order in waiting.values())), total)
+        progress(min(total - 1, sum(RunFolder(order.out).epochs_done() for order in waiting.values())), total)
 
     def note(name: str) -> None:
         stderr.print(f"trained: {name}")
@@ -209,10 +205,3 @@ def _is_finished(order: Order) -> bool:
         got = f"'{order.out}', a run of other photos"
         raise RunError("a run of the demo's leaves", got, "choose another --out")
     return True
-
-
-def _epochs_done(run: Path) -> int:
-    try:
-        return max(0, (run / "metrics.csv").read_text().count("\n") - 1)
-    except OSError:
-        return 0

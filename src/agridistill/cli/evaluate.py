@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from agridistill.cli import options, output
 from agridistill.cli.export import print_verdict, verdict_on
-from agridistill.cli.output import UNDEFINED, count, percent, printable, stderr, stdout
+from agridistill.cli.output import UNDEFINED, count, percent, percent_with_interval, printable, stderr, stdout
 from agridistill.errors import ConfigError
 from agridistill.progress import begin
 
@@ -198,7 +198,7 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     skipped = f"; {result.skipped:,} unreadable left out" if result.skipped else ""
     output.print_figures(
         [
-            ("accuracy (95 % CI)", accuracy(result)),
+            ("accuracy (95 % CI)", percent_with_interval(result.accuracy, result.accuracy_ci95)),
             ("macro-F1", f"{result.macro_f1:.3f}"),
             ("negative log-likelihood", f"{result.nll_nats:.3f} nats"),
             ("calibration error", percent(result.calibration_error)),
@@ -213,20 +213,14 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
 
 
 def _print_confusions(result: EvaluationResult) -> None:
-    """Prints the confusion matrix if it fits the screen, else its largest entries.
-
-    If long names prevent it from fitting, numbers replace the names in the matrix.
-    """
+    """Prints the confusion matrix, with numbers in place of long names, or its largest entries if it does not fit."""
     numbers = [f"{number:>{len(str(len(result.classes)))}}" for number in range(1, len(result.classes) + 1)]
     names = [f"{number} {printable(name)}" for number, name in zip(numbers, result.classes, strict=True)]
     small = len(result.classes) <= _MAX_MATRIX
     if small and output.has_room(matrix := _confusion_matrix(result, names, numbers)):
         output.print_table(matrix)
     elif small and output.has_room(matrix := _confusion_matrix(result, numbers, numbers)):
-        output.print_table(matrix)
-        for name in names:
-            output.print_note(name)
-        stdout.print()
+        output.print_with_legend(matrix, names)
     else:
         output.print_table(_frequent_confusions(result))
 
@@ -252,12 +246,6 @@ def _frequent_confusions(result: EvaluationResult) -> Table:
     for photos, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
         table.add_row(printable(truth_name), printable(prediction_name), f"{photos:,}")
     return table
-
-
-def accuracy(result: EvaluationResult) -> str:
-    """Formats the accuracy with its 95 % interval, such as "92.4 % (90.1–94.2)"."""
-    low, high = result.accuracy_ci95
-    return f"{percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def predict(

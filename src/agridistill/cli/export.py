@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from agridistill.cli import options, output
 from agridistill.cli.output import printable, stderr, stdout
-from agridistill.errors import AgriDistillError, ModelError, RunError
+from agridistill.errors import AgriDistillError, RunError
 
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
@@ -111,7 +111,7 @@ def export(
     if format == "micro" and not json:
         stderr.print(_micro(out, manifest.measured["micro"]))
     if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
-        output.next_command(*export_of(best))
+        output.next_command(*export_of(best, assume_int8=True))
     elif verdict.usable:
         output.next_command("predict", out, "IMAGE")
 
@@ -176,8 +176,8 @@ def _read_json(file: Path) -> Any:
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
     """Exports a student and its teacher in int8, measures both files and stores the figures in the student's folder.
 
-    Returns the measurements, the better model first. The result is empty if one of the two has no int8 form, or after
-    an error; the error is printed and not raised, because the training itself has succeeded.
+    Returns the measurements, the better model first; () if one has no int8 form, or after an error, which is printed
+    and not raised, because the training itself has succeeded.
     """
     from agridistill.storage import write_json
 
@@ -208,12 +208,8 @@ def known_forms(run: Path) -> tuple[DeviceForm, ...]:
 def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
     """Prints the accuracy, latency and size in int8 of a student and its teacher, and names the one to use on a device.
 
-    Args:
-        run: run folder of the student.
-        forms: the measurements of both, the better one first.
-
-    Returns:
-        The teacher's run folder if the teacher is the better one and usable; otherwise None.
+    `forms` has the measurements of both, the better one first. Returns the teacher's run folder if the teacher is the
+    better one and usable, else None.
     """
     for line in form_lines(forms):
         stderr.print(line)
@@ -256,26 +252,9 @@ def _reason(best: DeviceForm, other: DeviceForm) -> str:
     return f"faster; on {best.photos} photos as accurate"
 
 
-def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
-    """Returns the words of the command that exports a run for a device.
+def export_of(run: Path, *, assume_int8: bool = False) -> Words:
+    """Returns the words of the command that exports a run for a device, in int8 if the network can be rounded to it."""
+    from agridistill.export.forms import has_int8
 
-    The export is in int8 if the network can be rounded to int8; without `result` this is not checked but assumed.
-    """
-    precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
+    precision = ("--precision", "int8") if assume_int8 or has_int8(run) else ()
     return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)
-
-
-def _can_be_int8(run: Path, result: EvaluationResult) -> bool:
-    from agridistill.manifest import MANIFEST_NAME, read_manifest
-    from agridistill.models import create_model
-    from agridistill.models.int8 import quantised
-
-    manifest = read_manifest(run / MANIFEST_NAME)
-    if manifest.precision == "int8":
-        return True
-    try:
-        network = create_model(manifest.model, len(manifest.classes), image_size=result.image_size)
-        quantised(network.eval(), manifest.preprocessing)
-    except ModelError:
-        return False
-    return True

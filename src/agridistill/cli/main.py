@@ -185,10 +185,7 @@ def _error_line(error: Exception, command: str) -> str | None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Returns whether an error means that memory is full.
-
-    The errors of torch are recognised by name and text, because importing torch would take seconds.
-    """
+    """Recognises torch's errors by name and text, because importing torch would take seconds."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()

@@ -58,11 +58,7 @@ class LabelOptions:
     ] = None
 
     def layout(self) -> Layout | None:
-        """Returns the layout that the options describe; None if no option was given.
-
-        Raises:
-            ConfigError: these options cannot be combined.
-        """
+        """Returns the layout of the options, None if none was given; a ConfigError if they contradict each other."""
         from agridistill.data.labels import Layout
 
         if self.labels is None and self.label_columns is None and self.nested is None:
@@ -77,10 +73,7 @@ class LabelOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command for Typer, so that a parameter can be a dataclass: each of its fields becomes an option.
-
-    The parameters of `command`, or the fields of its dataclass parameters, are annotated for Typer.
-    """
+    """Wraps a command for Typer, so that a parameter can be a dataclass, each field of which becomes an option."""
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
     parameters = []

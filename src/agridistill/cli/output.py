@@ -7,9 +7,10 @@ import logging
 import os
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from agridistill.progress import StagedProgress, is_first_process, registered_display, stderr_console
+from agridistill.progress import StagedProgress, displays, is_first_process, stderr_console
 from agridistill.storage import json_text
 
 UNDEFINED = "–"
@@ -46,6 +47,7 @@ _NEEDS = {
     "publish": ("edge", ("cryptography",)),
 }
 _ANY_WIDTH = 10_000
+_WAKE_S = 0.5
 
 
 class LogLines(logging.Handler):
@@ -61,13 +63,18 @@ class LogLines(logging.Handler):
 
 
 def silence_other_ranks(processes: int) -> None:
-    """Switches output off in all processes of a training run except the first one; errors are still printed.
-
-    `processes` is the number of processes of the run.
-    """
+    """Switches output off in all `processes` of a training run except the first one; errors are still printed."""
     if not is_first_process(processes):
         stdout.quiet = stderr.quiet = True
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+
+
+def wait_for_ctrl_c() -> None:
+    """Returns after Ctrl-C."""
+    # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(_WAKE_S)
 
 
 def print_json(document: Any) -> None:
@@ -101,10 +108,7 @@ def sibling(path: Path, name: str) -> Path:
 
 
 def next_command(*words: str | Path) -> None:
-    """Suggests the next command on stderr; if it needs an extra that is not installed, `pip install` comes first.
-
-    `words` are the words of the command after `agridistill`.
-    """
+    """Suggests the next command on stderr; if it needs an extra that is not installed, `pip install` comes first."""
     extra, modules = _NEEDS.get(str(words[0]), ("", ()))
     missing = any(importlib.util.find_spec(module) is None for module in modules)
     install = f"pip install 'agridistill[{extra}]' && " if missing else ""
@@ -113,10 +117,7 @@ def next_command(*words: str | Path) -> None:
 
 
 def print_skipped(count: int, first: str) -> None:
-    """Reports on stderr that a result does not include `count` unreadable photos; prints nothing for 0.
-
-    `first` is the path of the first one, with the reason.
-    """
+    """Reports on stderr that `count` unreadable photos were left out; `first` is the first path, with the reason."""
     if count:
         stderr.print(f"left out: {count} unreadable photos, the first {printable(first)}")
 
@@ -127,11 +128,7 @@ def print_note(text: str, *, style: str = "dim") -> None:
 
 
 def new_table(title: str, first: str, *others: str) -> Table:
-    """Creates a table for `print_table`.
-
-    `title` is the text above it, `first` the heading of the column of names, and `others` are the headings of the
-    columns of figures, the most important first.
-    """
+    """Creates a table for `print_table`: a column of names, then columns of figures, the most important first."""
     columns = [Column(heading, justify="right", no_wrap=True) for heading in others]
     return _table([Column(first, overflow="fold"), *columns], title=printable(title))
 
@@ -146,6 +143,14 @@ def print_table(table: Table) -> None:
     table.title = None  # rich would wrap it to the width of the columns
     for part in [table] if has_room(table) else _parts(table):
         _print_whole(part)
+
+
+def print_with_legend(table: Table, names: Iterable[str]) -> None:
+    """Prints a table with numbers for the long names of its rows, then these names, each after its number."""
+    print_table(table)
+    for name in names:
+        print_note(name)
+    stdout.print()
 
 
 def print_figures(rows: Iterable[tuple[str, str]]) -> None:
@@ -200,6 +205,12 @@ def percent(share: float | None) -> str:
     return UNDEFINED if share is None else f"{100 * share:.1f} %"
 
 
+def percent_with_interval(share: float, interval: tuple[float, float]) -> str:
+    """Formats a share with its interval (both 0 to 1), such as "92.4 % (90.1–94.2)"."""
+    low, high = interval
+    return f"{percent(share)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
 def digits(value: float) -> str:
     """Formats a positive number with about three digits: "2.31", "23.1", "231"."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
@@ -219,22 +230,19 @@ def count(number: int | None) -> str:
 def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> Iterator[StagedProgress]:
     """Shows progress on stderr until the block ends; yields the progress callback for the work in the block.
 
-    Work of known length is shown as a bar with its count and the time left, other work as a spinner with the time that
-    it has taken. Nothing is drawn if stderr is not a terminal.
-
-    Args:
-        label: label of the bar, until the callback's method `stage` sets another one.
-        then: label of the spinner after a bar is complete, unless `stage` has set one.
-        first_line: a line that is printed with the first progress; "" prints none. If the work fails before that, only
-            its error is printed.
+    Work of known length is a bar with its count and the time left, other work a spinner with the time that it has
+    taken. Nothing is drawn if stderr is not a terminal. `label` names the work until the callback's method `stage`
+    does; `then` is the label after a complete bar. `first_line` is printed with the first progress: if the work fails
+    before, only its error is printed.
     """
     display = _Display(label, then, first_line, stderr)
-    with registered_display(display):
-        display.show("starting")
-        try:
-            yield display
-        finally:
-            display.hide()
+    displays.append(display)
+    display.show("starting")
+    try:
+        yield display
+    finally:
+        displays.remove(display)
+        display.hide()
 
 
 class _Display:
@@ -277,7 +285,6 @@ class _Display:
         self._begin(name, None)
 
     def hide(self) -> None:
-        """Removes the display from the terminal."""
         self._progress.stop()
 
     def show(self, label: str) -> None:

@@ -36,15 +36,8 @@ def compare(
 ) -> None:
     """Compares two models, prints the result, and exits with code 1 unless the rule holds.
 
-    Args:
-        model: the new model.
-        data: the data folder.
-        old: the old model.
-        rule: the allowed losses of accuracy and of recall in percentage points; None means the default.
-        photos: the arguments of `api.evaluate` that choose the photos.
-        words: the same as words of the command line, without --split.
-        json: prints the JSON document on stdout, and the verdict on stderr.
-        out: file for the JSON document; None without one.
+    `rule` has the allowed losses of accuracy and of recall in percentage points; None means the default. `photos` are
+    the arguments of `api.evaluate` that choose the photos, `words` the same for the command line, without --split.
     """
     from agridistill import api
     from agridistill.storage import write_json
@@ -84,11 +77,8 @@ def print_proof(result: ProofResult) -> None:
     if output.has_room(table := _recalls(result, names)):
         output.print_table(table)
     else:  # long names
-        numbered = [f"{number} {name}" for number, name in enumerate(names, start=1)]
-        output.print_table(_recalls(result, [str(number + 1) for number in range(len(names))]))
-        for name in numbered:
-            output.print_note(name)
-        stdout.print()
+        numbers = [str(number) for number in range(1, len(names) + 1)]
+        output.print_with_legend(_recalls(result, numbers), map(" ".join, zip(numbers, names, strict=True)))
     _print_models(result)
     from agridistill.evaluation.learning import count as number_of
 

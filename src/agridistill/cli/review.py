@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,14 +16,11 @@ from agridistill.cli.output import UNDEFINED, percent, printable, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.data.labels import Layout
-    from agridistill.progress import ProgressCallback
     from agridistill.review import Action, Choice, Judgements, ReviewLog
-    from agridistill.review.ranking import Order
     from agridistill.runtime.predictor import Predictor
 
 RECORD = "review.csv"
 _LISTED = 20
-_WAKE_S = 0.5
 
 
 @options.with_groups
@@ -227,7 +222,7 @@ def _results(
             {"photo": photo, "choices": {name: choice.words for name, choice in choices.items()}}
             for photo, choices in disputed.items()
         ]
-        pairs = [pair.to_json() for pair in agreements(judgements)]
+        pairs = [pair._asdict() for pair in agreements(judgements)]
         output.print_json({**document, "agreement": pairs, "disagreements": rows})
 
 
@@ -280,63 +275,48 @@ def _serve(
     port: int,
 ) -> None:
     from agridistill.data.labels import read_layout
+    from agridistill.errors import needs_extra
     from agridistill.local_page import is_loopback
+    from agridistill.review import Judgements
     from agridistill.review.server import serving
     from agridistill.review.site import Review
 
+    with needs_extra() if given else needs_extra("the search for photos that look alike", "review"):
+        from agridistill.review.ranking import Order, Ranking
     order: Order
     with output.progress_bar("loading the model") as progress:
         from agridistill.api import load
 
         predictor = load(model) if model is not None else None
+        names = predictor.manifest.classes if predictor is not None else ()
         if given:
-            order, names = _suspects(root, layout, progress)
+            with needs_extra():
+                from agridistill.evaluation.suspects import find_suspects
+            found = find_suspects(root, layout=layout, progress=progress)
+            stderr.print(f"{len(found.predictions):,} of {found.photos:,} labels are doubtful")
+            order, names = Order(found.predictions), found.folder.classes
         else:
-            order, names = _ranking(root, photos, predictor, teacher, log, reviewer)
+            second = _second_model(teacher, predictor) if teacher is not None else None
+            order = Ranking(root, photos, predictor, second, Judgements(log.read()).of(reviewer))
         if classes is not None:
             names = read_layout(classes, layout, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
-    with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
+    with serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
-        # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
-        while True:
-            time.sleep(_WAKE_S)
+        output.wait_for_ctrl_c()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")
     words: list[str | Path] = ["--suspects", root, *layout.words()] if given else [root]
     record: list[str | Path] = [] if log.path == root / RECORD else ["--out", log.path]
     output.next_command("review", *words, *record, *(("--table", "corrected.csv") if given else ("--into", "reviewed")))
 
 
-def _ranking(
-    root: Path,
-    photos: Sequence[str],
-    predictor: Predictor | None,
-    teacher: Path | None,
-    log: ReviewLog,
-    reviewer: str,
-) -> tuple[Order, Sequence[str]]:
+def _second_model(teacher: Path, predictor: Predictor | None) -> Predictor:
     from agridistill.api import load
-    from agridistill.errors import ModelError, needs_extra
-    from agridistill.review import Judgements
+    from agridistill.errors import ModelError
 
-    with needs_extra("the search for photos that look alike", "review"):
-        from agridistill.review.ranking import Ranking
-    second = load(teacher) if teacher is not None else None
-    if predictor is not None and second is not None and second.manifest.classes != predictor.manifest.classes:
+    second = load(teacher)
+    if predictor is not None and second.manifest.classes != predictor.manifest.classes:
         expected = "a --teacher with the classes of --model in the same order"
         raise ModelError(expected, f"'{teacher}' with other classes", "pass another --teacher")
-    judged = Judgements(log.read()).of(reviewer)
-    ranking = Ranking(root, photos, predictor, second, judged)
-    return ranking, predictor.manifest.classes if predictor is not None else ()
-
-
-def _suspects(root: Path, layout: Layout, progress: ProgressCallback) -> tuple[Order, Sequence[str]]:
-    from agridistill.errors import needs_extra
-
-    with needs_extra():
-        from agridistill.evaluation.suspects import find_suspects
-        from agridistill.review.ranking import FixedOrder
-    found = find_suspects(root, layout=layout, progress=progress)
-    stderr.print(f"{len(found.predictions):,} of {found.photos:,} labels are doubtful")
-    return FixedOrder(found.predictions), found.folder.classes
+    return second

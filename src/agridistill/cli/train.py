@@ -88,15 +88,9 @@ class RunOptions(options.LabelOptions):
     ) -> tuple[Recipe, str]:
         """Builds the recipe of a command; also returns a sentence that explains an automatic choice, or "".
 
-        The recipe file comes first; --set changes it, then the other options do. Without a recipe file, --resume uses
-        the settings of the run; a new run gets a network and settings that suit the photos and the hardware.
-
-        Args:
-            command: the command that runs.
-            data: the data folder.
-            out: the run folder.
-            changes: (section, key) -> value of the options that only this command has; None if not given.
-            teacher: run folder of the teacher, or None.
+        The recipe file comes first; --set changes it, then the other options do, and `changes`, the options that only
+        this command has. Without a recipe file, --resume uses the settings of the run; a new run gets a network and
+        settings that suit the photos and the hardware.
         """
         from agridistill.config import complete_recipe, read_recipe, require_serves, with_options, with_overrides
 
@@ -144,14 +138,11 @@ def train(
         student = output.sibling(out, "student")
         output.next_command("distill", data, "--teacher", out, *run.words(), *recipe_words, "--out", student)
     else:
-        output.next_command(*export.export_of(out, result.evaluation))
+        output.next_command(*export.export_of(out))
 
 
 def _is_larger(student: str | None, teacher: EvaluationResult) -> bool:
-    """Returns whether a student has more parameters than its teacher; False if timm does not know the student.
-
-    `student` is the name of its network; None means the default student.
-    """
+    """Returns whether a student (None: the default) has more parameters than its teacher; False if timm lacks it."""
     import torch
 
     from agridistill.errors import ModelError
@@ -248,17 +239,17 @@ def distill(
         forms = export.known_forms(out) if finished else export.measure_forms(out, teacher, data=data)
         best = export.better_form(out, forms)
         if best is not None:
-            output.next_command(*export.export_of(best))
+            output.next_command(*export.export_of(best, assume_int8=True))
             return
     if verdict.usable:
-        output.next_command(*export.export_of(out, result.evaluation))
+        output.next_command(*export.export_of(out))
 
 
 def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
     """Prints the evaluation of a run on its test split; prints and returns the verdict about it.
 
-    With `json`, stdout holds one JSON document, and the verdict goes to stderr. `model` is the name of the network;
-    `finished`: whether the run had already finished before this command.
+    With `json`, stdout holds one JSON document, and the verdict goes to stderr. `finished`: the run had already
+    finished before this command.
     """
     verdict = export.verdict_on(result.evaluation, result.out)
     if finished:

@@ -216,7 +216,7 @@ def _with_options(
 
 @contextmanager
 def _stopping() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Handles Ctrl-C and SIGTERM inside the `with` block; a second signal ends the program at once.
+    """Handles Ctrl-C and SIGTERM; a second signal ends the program at once.
 
     Yields two events: one that either signal sets, and one that only Ctrl-C sets.
     """

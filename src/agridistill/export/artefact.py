@@ -103,13 +103,8 @@ def export(
 
     The network and the file classify the run's validation photos. If their results differ by more than `GATES` allow,
     nothing is written, unless `force` is set. `layout` describes where the labels of `data` are found; None takes the
-    layout of the run. The other arguments are those of the public `agridistill.export`. A file for microcontrollers
-    (`micro`) is measured with LiteRT's reference kernels, whose results are bit-identical to those of the device.
-
-    Raises:
-        ModelError: the target, the run or its network cannot be used, or the file differs too much.
-        DataError: the validation photos cannot be found or read.
-        MissingExtraError: the converter is not installed.
+    run's. `agridistill.export` documents the other arguments and the errors. A file for microcontrollers (`micro`) is
+    measured with LiteRT's reference kernels, whose results are bit-identical to those of the device.
     """
     _require_target(out, precision, micro=micro, batch=batch, attention=attention)
     network, manifest = load_network(run)

@@ -103,10 +103,7 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
 
 @torch.no_grad()
 def _part_equal_biases(model: nn.Module) -> None:
-    """Adds tiny, different amounts to the values of a bias if all of them are equal.
-
-    LiteRT's converter would otherwise share equal constants between layers, although the layers need different scales.
-    """
+    """Makes equal values of a bias differ: the converter would share them between layers with other scales."""
     for place, module in enumerate(model.modules()):
         if not isinstance(module, RoundedConv2d | RoundedLinear) or module.bias is None:
             continue

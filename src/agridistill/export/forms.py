@@ -16,7 +16,8 @@ from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
 from agridistill.export.artefact import export, photos_of
 from agridistill.export.parity import GATES
-from agridistill.models import load_network
+from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.models import create_model
 from agridistill.models.int8 import quantised
 from agridistill.progress import ProgressCallback, quiet_loggers, silent
 from agridistill.runtime.backends import open_artefact
@@ -52,13 +53,10 @@ def device_forms(
 ) -> tuple[DeviceForm, ...]:
     """Exports a run and its teacher in int8 to a temporary folder, and measures both.
 
-    `data` is the data folder, as for `export`; None uses the folder that each run was trained on.
-
-    Returns:
-        The measurements of both, the better one first: the one that `export` accepts, else the more accurate, or the
-        faster if the accuracies differ by less than chance. Empty if one network cannot be rounded to int8.
+    Returns the measurements, the better one first: the one that `export` accepts, else the more accurate, or the faster
+    if the accuracies differ by less than chance. Empty if one network cannot be rounded to int8.
     """
-    if not (_has_int8(run) and _has_int8(teacher)):
+    if not (has_int8(run) and has_int8(teacher)):
         return ()
     results, backends = [], []
     layout = photos_of(run)[1] if data is not None else None
@@ -84,14 +82,16 @@ def device_forms(
     return tuple(sorted(forms, key=_rank(forms)))
 
 
-def _has_int8(run: Path) -> bool:
-    """Returns whether a finished run can be exported in int8; reads its weights."""
-    network, manifest = load_network(run)
-    if manifest.precision != "int8":
-        try:
-            quantised(network, manifest.preprocessing)
-        except ModelError:
-            return False
+def has_int8(run: Path) -> bool:
+    """Returns whether the network of a finished run can be exported in int8."""
+    manifest = read_manifest(run / MANIFEST_NAME)
+    if manifest.precision == "int8":
+        return True
+    network = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
+    try:
+        quantised(network.eval(), manifest.preprocessing)
+    except ModelError:
+        return False
     return True
 
 
@@ -104,10 +104,7 @@ def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, boo
 
 
 def _latencies_ms(backends: Sequence[Backend]) -> list[float]:
-    """Returns the median time of one inference for each backend, in milliseconds.
-
-    The backends run in turns, so that other work on the machine slows all of them equally.
-    """
+    """Returns each backend's median time of one inference; turns slow all of them equally if the machine is busy."""
     taken: list[list[float]] = [[] for _ in backends]
     for _ in range(_TURNS):
         for backend, times in zip(backends, taken, strict=True):

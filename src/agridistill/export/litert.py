@@ -184,11 +184,7 @@ class MicroNeeds:
 
 
 def micro_needs(content: bytes) -> MicroNeeds:
-    """Determines operators, memory and output scale for TensorFlow Lite Micro from a `.tflite` file with int8 logits.
-
-    Raises:
-        ModelError: TensorFlow Lite Micro cannot load the model into 256 MiB.
-    """
+    """Returns what TensorFlow Lite Micro needs for a model; a ModelError if 256 MiB are not enough to load it."""
     _, graph = _read(content)
     output = graph.tensors[graph.outputs[0]].quantization
     scale, zero_point = float(output.scale[0]), int(output.zeroPoint[0])
@@ -196,10 +192,7 @@ def micro_needs(content: bytes) -> MicroNeeds:
 
 
 def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, ...]) -> dict[str, str]:
-    """Returns the content of a `.tflite` file as the C texts of `NAME.h` and `NAME.c`, under the keys ".h" and ".c".
-
-    The C identifiers are made from `name`; `needs` is what `micro_needs` returned for the file.
-    """
+    """Returns the content of a `.tflite` file as C texts of `NAME.h` and `NAME.c`, by the keys ".h" and ".c"."""
     # Most compilers for microcontrollers accept only ASCII letters in a name.
     symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
     symbol = f"model_{symbol}" if symbol[:1].isdigit() else symbol

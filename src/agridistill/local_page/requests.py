@@ -63,12 +63,7 @@ class Access:
         return hmac.new((self.token or "").encode(), b"agridistill page", hashlib.sha256).hexdigest()
 
     def knows(self, authorization: str, cookies: str) -> bool:
-        """Returns whether the headers of a request prove that it may read the page; True if no token is set.
-
-        Args:
-            authorization: value of its `Authorization` header, for example "Bearer TOKEN".
-            cookies: value of its `Cookie` header.
-        """
+        """Returns whether the headers `Authorization` and `Cookie` prove that a client may read the page."""
         if self.token is None:
             return True
         scheme, _, credentials = authorization.partition(" ")
@@ -144,6 +139,9 @@ class PageHandler(BaseHTTPRequestHandler):
     def _access(self) -> Access:
         return self.server.access  # type: ignore[attr-defined,no-any-return]
 
+    def _is_known(self) -> bool:
+        return self._access.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", ""))
+
     def _has_known_host(self) -> bool:
         """Whether the Host header names this page; another name means an attack by DNS rebinding."""
         given, names = self.headers.get_all("Host") or [], self.server.names  # type: ignore[attr-defined]
@@ -173,7 +171,7 @@ class PageHandler(BaseHTTPRequestHandler):
             query = parse_qs(parts.query, max_num_fields=10)
         except ValueError:
             return Answer.text(HTTPStatus.BAD_REQUEST, "the address of the request is invalid")
-        if not self._access.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
+        if not self._is_known():
             return self._unknown(refused=False)
         return self.answer(parts.path, query)
 
@@ -189,7 +187,7 @@ class PageHandler(BaseHTTPRequestHandler):
     def _acted(self) -> Answer:
         if not self.posts:
             return self.not_allowed()
-        if not self._access.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
+        if not self._is_known():
             return self._unknown(refused=False)
         # A form or a script of another page cannot send JSON without asking first, and its Origin differs.
         origin = self.headers.get("Origin")

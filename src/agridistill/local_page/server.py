@@ -10,9 +10,11 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from agridistill.errors import RunError
 from agridistill.local_page.requests import Access, PageHandler
 
 logger = logging.getLogger(__name__)
@@ -29,15 +31,8 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-
 class LocalServer(ThreadingHTTPServer):
     """An HTTP server that limits the number of connections and the time of each, and that knows its host names.
 
-    Args:
-        host: address to bind to.
-        port: port to bind to; 0 chooses a free one.
-        page: what `handler` serves; it reads it as `self.server.page`.
-        access: who may read the page.
-        handler: answers the requests.
-
-    Raises:
-        OSError: the address is in use, or does not belong to this machine.
+    `handler` answers the requests; it reads `page` as `self.server.page`. `access` decides who may read the page. Port
+    0 chooses a free one. An address that is in use, or does not belong to this machine, is an OSError.
     """
 
     daemon_threads = True
@@ -115,8 +110,30 @@ class LocalServer(ThreadingHTTPServer):
         self._places.release()
 
 
+@contextlib.contextmanager
+def serving_page(page: Any, access: Access, handler: type[PageHandler], host: str, port: int) -> Iterator[str]:
+    """Runs a `LocalServer` in threads while the block runs; yields the page's address.
+
+    Raises:
+        RunError: the address is in use, or does not belong to this machine.
+    """
+    try:
+        server = LocalServer(host, port, page, access, handler)
+    except OSError as error:
+        got = f"host '{host}' and port {port} ({error.strerror or error})"
+        raise RunError("a free address of this machine for the page", got, "pass another --host or --port") from None
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="page", daemon=True)
+    thread.start()
+    try:
+        yield page_url(host, server.server_port)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def page_url(host: str, port: int) -> str:
-    """Returns the URL of a page at an address and a port."""
+    """Returns the URL of a page; an IPv6 address gets brackets."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 

@@ -42,7 +42,6 @@ def report(folder: Path) -> ReportResult:
     """Writes `report.html`, `figures/*.svg` and `figures/*.json` to a folder with result files.
 
     It needs `compare.json` or `evaluation.json`, and may have `metrics.csv`, `evidence/*.json` and `benchmark.json`.
-    If they are missing or damaged, it raises a RunError.
     """
     try:
         documents = read_documents(folder)
@@ -78,7 +77,7 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
     else:
         summary = [line for name, one in evaluations.items() for line in words.model_summary(name, one)]
     summary += [line for name, one in evidence.items() for line in words.evidence_summary(name, one)]
-    evidence_of = (study or {}).get("evidence")
+    evidence_of = study["evidence"] if study is not None else None
     return environment.get_template("report.html").render(
         title=f"{'Study' if study else 'Model'}: {documents.name}",
         study=study,
@@ -191,7 +190,7 @@ def read_documents(folder: Path) -> ReportDocuments:
     if study is not None:
         _require_version(study, "compare.json")
         # The folder may also hold files of earlier versions of the study.
-        names = [name for name in study.get("evidence", {}).get("models", names) if name in names]
+        names = [name for name in study["evidence"]["models"] if name in names]
     evidence = {name: _require_version(_read_json(folder / f"evidence/{name}.json"), name) for name in names}
     gallery = _read_json(folder / "evidence/gallery.json")
     with_results = [folder / name for name in ("compare.json", "evaluation.json", "benchmark.json", "metrics.csv")]
@@ -214,24 +213,21 @@ def read_documents(folder: Path) -> ReportDocuments:
 def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
     """Returns rows (name, value) about the origin of the results: date, versions, commands and machines."""
     environment = documents.environment
-    versions = environment.get("versions", {})
     folder = shlex.quote(_printable(str(documents.folder)))
     rows = [("Results of", f"{datetime.fromtimestamp(documents.modified, UTC):%d %B %Y, %H:%M} UTC")]
-    if "agridistill" in versions:
-        others = [f"{name} {versions[name]}" for name in ("torch", "python") if name in versions]
-        rows.append(("Trained with", ", ".join([f"AgriDistill {versions['agridistill']}", *others])))
-    if "data" in environment:
-        data, teacher = shlex.quote(environment["data"]), environment.get("teacher")
+    if environment:
+        versions, hardware = environment["versions"], environment["hardware"]
+        used = f"AgriDistill {versions['agridistill']}, torch {versions['torch']}, python {versions['python']}"
+        rows.append(("Trained with", used))
+        data, teacher = shlex.quote(environment["data"]), environment["teacher"]
         recipe = shlex.quote(_printable(f"{documents.folder}/recipe.toml"))
         if documents.study is not None:
             command = f"compare {data} --recipe RECIPE"
-        elif isinstance(teacher, str):
+        elif teacher is not None:
             command = f"distill {data} --teacher {shlex.quote(teacher)} --recipe {recipe}"
         else:
             command = f"train {data} --recipe {recipe}"
         rows.append(("By", f"agridistill {command} --out {folder}"))
-    if "hardware" in environment:
-        hardware = environment["hardware"]
         device = "" if hardware["device"] == "cpu" else f"{hardware['device']}; "
         rows.append(("Trained on", f"{device}{hardware['processor']}, {hardware['cores']} cores"))
     host = (documents.benchmark or {}).get("host")
@@ -242,8 +238,7 @@ def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
 
 def _reported_runs(folder: Path, study: Document) -> dict[str, Path]:
     """Returns the run folders of the best method and the baseline by name, for the budget of the evidence."""
-    wanted = study.get("evidence", {}).get("budget")
-    budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])
+    budget = next(budget for budget in study["budgets"] if budget["name"] == study["evidence"]["budget"])
     rows = {row["name"]: row for row in budget["rows"]}
     names = dict.fromkeys((budget["best"], study["baseline"]))
     return {name: folder / rows[name]["runs"][0]["run"] for name in names if name in rows}

@@ -28,10 +28,10 @@ def study_summary(study: Mapping[str, Any]) -> list[str]:
         lines.append(line)
     teacher = study["teacher"]
     if teacher is not None:
-        labels = "" if teacher["labels"] is None else f"; it learnt from {100 * teacher['labels']:g} % of the labels"
         lines.append(
             f"The teacher of all budgets, {teacher['model']}, reaches {100 * teacher['accuracy']:.1f} % "
-            f"({_interval(teacher)}) with {teacher['parameters'] / 1e6:.1f} M parameters{labels}."
+            f"({_interval(teacher)}) with {teacher['parameters'] / 1e6:.1f} M parameters; it learnt from "
+            f"{100 * teacher['labels']:g} % of the labels."
         )
         if teacher["test_photos_learnt"]:
             lines.append(
@@ -151,7 +151,7 @@ def plain_name(label: str, labels: Sequence[str]) -> str:
 
 
 def short_name(label: str, labels: Sequence[str]) -> str:
-    """Returns a class name as `plain_name` does, cut to 28 characters."""
+    """Cuts a `plain_name` to 28 characters."""
     name = plain_name(label, labels)
     return name if len(name) <= _SHORT_NAME else name[: _SHORT_NAME - 1] + "…"
 

@@ -3,8 +3,19 @@
 No torch: the model runs as on a device.
 """
 
-from agridistill.review.agreement import Agreement, agreements, cohens_kappa, settled
-from agridistill.review.record import LABEL, SPECIAL, UNDO, Action, Choice, Judgements, ReviewLog
+from agridistill.review.record import (
+    LABEL,
+    SPECIAL,
+    UNDO,
+    Action,
+    Agreement,
+    Choice,
+    Judgements,
+    ReviewLog,
+    agreements,
+    cohens_kappa,
+    settled,
+)
 
 __all__ = [
     "LABEL",

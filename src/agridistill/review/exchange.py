@@ -5,8 +5,6 @@ The project in Label Studio has `<Image name="image" value="$image"/>` and `<Cho
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from agridistill.data.label_table import PhotoFinder, find_columns, name_one_folder, read_table
 from agridistill.errors import DataError
 from agridistill.review.record import COLUMNS, HEADER, LABEL, SPECIAL, UNDO, Action, Judgements, ReviewLog, moment
-from agridistill.storage import write_json, write_text
+from agridistill.storage import csv_text, write_json, write_text
 
 _FROM, _TO = "choice", "image"
 CSV_COLUMNS = ("id", "image", "choice", "annotator", "annotation_id", "created_at", "updated_at")
@@ -28,25 +26,18 @@ _FORMAT = "a Label Studio export (JSON, JSON-MIN or CSV) with an image and a cho
 
 
 def write_label_studio(judgements: Judgements, file: Path) -> None:
-    """Writes all judgements for Label Studio: as JSON tasks with one annotation for each reviewer, or as CSV rows.
-
-    Args:
-        judgements: what the reviewers say.
-        file: `NAME.json` or `NAME.csv`.
-    """
+    """Writes all judgements for Label Studio: JSON tasks with an annotation for each reviewer, or CSV rows (`.csv`)."""
     tasks = _tasks(judgements)
     if file.suffix.lower() != ".csv":
         write_json(file, tasks)
         return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence[object]] = [CSV_COLUMNS]
     for task in tasks:
         for annotation in task["annotations"]:
             result, times = annotation["result"][0], (annotation["created_at"], annotation["updated_at"])
             choice, reviewer = result["value"]["choices"][0], result["meta"]["text"][0]
-            writer.writerow((task["id"], task["data"]["image"], choice, reviewer, annotation["id"], *times))
-    write_text(file, text.getvalue())
+            rows.append((task["id"], task["data"]["image"], choice, reviewer, annotation["id"], *times))
+    write_text(file, csv_text(rows))
 
 
 def _tasks(judgements: Judgements) -> list[dict[str, Any]]:
@@ -76,16 +67,10 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
     """Reads the judgements in a file of Label Studio, in the record of another review, or in a table of labels.
 
     Skipped annotations are left out. An annotation with several choices becomes "several". Of another record come the
-    last choices, and an "undo" for each photo whose choices were all taken back.
+    last choices, and an "undo" for each photo whose choices were all taken back. `reviewer` judged where the file names
+    nobody.
 
-    Args:
-        file: `.json`, or a CSV or TSV.
-        root: the folder of the photos.
-        photos: all photos in it.
-        reviewer: who judged, where the file does not tell.
-
-    Returns:
-        The actions, and the entries for which the folder has no photo.
+    Returns the actions, and the entries for which the folder has no photo.
 
     Raises:
         DataError: the file has another format, none of its photos is in the folder, or it names two labels for a photo

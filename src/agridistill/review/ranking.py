@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,57 +29,45 @@ _MOST_SPREAD = 5000
 _BATCH = 8
 
 
-class Order(Protocol):
-    """The photos to judge, the most worthwhile first, and what is known about each."""
+class Order:
+    """The photos to judge, the most worthwhile first, and what is known about each; here in a fixed order.
 
-    def __enter__(self) -> object:
-        """Starts the work in the background."""
-        ...
+    Attributes:
+        work: the work that goes on in the background inside a `with` block: its name, and how many photos are done of
+            how many. The name is "" at the end.
+    """
+
+    def __init__(self, predictions: Mapping[str, Prediction]) -> None:
+        self._predictions = dict(predictions)
+        self.work = ("", 0, 0)
+
+    def __enter__(self) -> Order:
+        return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends it."""
-        ...
+        pass
 
     @property
     def photos(self) -> Sequence[str]:
         """All photos in their present order, without those that cannot be read or look like another one."""
-        ...
-
-    @property
-    def work(self) -> tuple[str, int, int]:
-        """The work in the background: its name, and how many photos are done of how many; the name is "" at the end."""
-        ...
+        return list(self._predictions)
 
     def prediction(self, photo: str) -> Prediction | None:
         """Returns the model's prediction for a photo; None without a model, or if the photo cannot be read."""
-        ...
+        return self._predictions.get(photo)
 
     def teacher_label(self, photo: str) -> str | None:
         """Returns the teacher's class for a photo, if it is already known."""
-        ...
+        return None
 
 
-class _Seen(NamedTuple):
-    """What the model computed for a photo."""
-
-    prediction: Prediction
-    figures: NDArray[np.float64]  # light, colour and texture, `(54,)`
-
-
-class Ranking:
-    """Orders photos by worth, in a thread that works inside a `with` block.
+class Ranking(Order):
+    """Orders photos by worth, in a thread that works inside a `with` block; without a model, by path.
 
     The worth of a photo is a sum of its uncertainty (1 minus the margin between the two most probable classes), its
     unlikeness to the photos that the model learnt from, and the disagreement with the teacher (the total variation
     distance of their probabilities), each 0 to 1. At the end the distance to the photos that are judged already, or
     come before in the order, is added.
-
-    Args:
-        root: the folder of the photos.
-        photos: paths relative to `root`.
-        predictor: the model; None orders by path.
-        teacher: a second model with the same classes; None for none.
-        judged: the photos that are judged already.
     """
 
     def __init__(
@@ -90,10 +78,11 @@ class Ranking:
         teacher: Predictor | None = None,
         judged: Collection[str] = (),
     ) -> None:
-        self._root, self._predictor, self._teacher, self._judged = root, predictor, teacher, judged
+        super().__init__({})
+        self._root, self._predictor, self._teacher, self._judged = root, predictor, teacher, set(judged)
         self._photos = list(photos)
-        self._work = ("starting", 0, len(self._photos))
-        self._seen: dict[str, _Seen] = {}
+        self.work = ("starting", 0, len(self._photos))
+        self._figures: dict[str, NDArray[np.float64]] = {}  # light, colour and texture of each photo, `(54,)`
         self._worths: dict[str, float] = {}
         self._taught: dict[str, NDArray[np.float64]] = {}
         self._left_out: set[str] = set()
@@ -110,11 +99,6 @@ class Ranking:
         self._thread.join()
 
     @property
-    def work(self) -> tuple[str, int, int]:
-        """See `Order`."""
-        return self._work
-
-    @property
     def photos(self) -> Sequence[str]:
         """See `Order`; while the work is going on, photos that are not yet computed come last."""
         order = self._order
@@ -124,13 +108,11 @@ class Ranking:
 
     def prediction(self, photo: str) -> Prediction | None:
         """See `Order`; a photo that is not yet computed is computed now."""
-        seen = self._seen.get(photo)
-        if seen is not None or self._predictor is None:
-            return seen.prediction if seen is not None else None
-        try:
-            return self._predictor.predict(self._root / photo, top=3)
-        except PhotoError:
-            return None
+        found = self._predictions.get(photo)
+        if found is None and self._predictor is not None:
+            with contextlib.suppress(PhotoError):
+                found = self._predictor.predict(self._root / photo, top=3)
+        return found
 
     def teacher_label(self, photo: str) -> str | None:
         """See `Order`."""
@@ -150,13 +132,13 @@ class Ranking:
         except (AgriDistillError, OSError) as error:
             # The page goes on with the order that it has.
             logger.warning("the photos are not ordered further: %s", error)
-        self._work = ("", 0, 0)
+        self.work = ("", 0, 0)
 
     def _progress(self, stage: str) -> ProgressCallback:
         def update(done: int, total: int) -> None:
             if self._stop.is_set():
                 raise _Stopped
-            self._work = (stage, done, total)
+            self.work = (stage, done, total)
 
         update(0, len(self._photos))
         return update
@@ -166,16 +148,17 @@ class Ranking:
             if isinstance(computed, PhotoError):
                 self._left_out.add(photo)
             else:
-                seen = _Seen(model.judged(computed, top=3), figures(computed.pixels))
-                self._seen[photo], self._worths[photo] = seen, _worth_of(seen.prediction)
+                self._figures[photo] = figures(computed.pixels)
+                self._predictions[photo] = found = model.judged(computed, top=3)
+                self._worths[photo] = _worth_of(found)
 
     def _ask(self, teacher: Predictor) -> None:
         photos = [photo for photo in self._photos if photo not in self._left_out]
         for photo, computed in _each(teacher, self._root, photos, self._progress("the teacher looks at the photos")):
             if not isinstance(computed, PhotoError):
                 self._taught[photo] = taught = softmax(computed.logits, teacher.manifest.temperature)
-                if photo in self._seen:
-                    own = np.array(self._seen[photo].prediction.probabilities)
+                if photo in self._predictions:
+                    own = np.array(self._predictions[photo].probabilities)
                     self._worths[photo] += 0.5 * float(np.abs(taught - own).sum())
 
     def _leave_out_copies(self) -> None:
@@ -195,10 +178,9 @@ class Ranking:
             *copy_groups(looks_of(samples, records)),
             *near_groups(phashes_of(samples, records)),
         ]
-        judged = set(self._judged)
         for group in merge_groups(self._photos, groups):
             # A judged photo stays, so that it counts and can be undone.
-            kept = [photo for photo in group if photo in judged] or [max(group, key=self._worth)]
+            kept = [photo for photo in group if photo in self._judged] or [max(group, key=self._worth)]
             self._left_out |= set(group) - set(kept)
 
     def _worth(self, photo: str) -> float:
@@ -207,16 +189,15 @@ class Ranking:
     def _spread(self) -> list[str]:
         """Orders greedily by worth plus the distance to the photos before; its unit is the spread of all photos."""
         photos = sorted(self._photos, key=lambda photo: -self._worth(photo))
-        first = [photo for photo in photos if photo in self._seen][:_MOST_SPREAD]
+        first = [photo for photo in photos if photo in self._figures][:_MOST_SPREAD]
         if len(first) < 2:
             return photos
-        points = np.stack([self._seen[photo].figures for photo in first])
+        points = np.stack([self._figures[photo] for photo in first])
         points = (points - points.mean(axis=0)) / np.maximum(points.std(axis=0), 1e-6) / np.sqrt(points.shape[1])
         worth = np.array([self._worth(photo) for photo in first])
         nearest = np.ones(len(first))
-        judged = set(self._judged)
         order: list[int] = []
-        waiting = np.array([photo not in judged for photo in first])
+        waiting = np.array([photo not in self._judged for photo in first])
         for at in np.flatnonzero(~waiting).tolist():
             nearest = np.minimum(nearest, np.linalg.norm(points - points[at], axis=1))
             order.append(at)
@@ -229,41 +210,6 @@ class Ranking:
                 raise _Stopped
         chosen = {*first}
         return [first[at] for at in order] + [photo for photo in photos if photo not in chosen]
-
-
-class FixedOrder:
-    """An order that is known from the start, such as that of suspects, with their out-of-fold predictions.
-
-    Args:
-        predictions: photo -> prediction, the most worthwhile photo first.
-    """
-
-    def __init__(self, predictions: Mapping[str, Prediction]) -> None:
-        self._predictions = predictions
-
-    def __enter__(self) -> FixedOrder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    @property
-    def photos(self) -> Sequence[str]:
-        """See `Order`."""
-        return list(self._predictions)
-
-    @property
-    def work(self) -> tuple[str, int, int]:
-        """See `Order`."""
-        return "", 0, 0
-
-    def prediction(self, photo: str) -> Prediction | None:
-        """See `Order`."""
-        return self._predictions.get(photo)
-
-    def teacher_label(self, photo: str) -> str | None:
-        """See `Order`."""
-        return None
 
 
 class _Stopped(Exception):  # noqa: N818 - no error

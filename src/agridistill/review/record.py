@@ -1,4 +1,4 @@
-"""The record of a review: a CSV file with a line for each action, to which lines are only appended."""
+"""The record of a review, a CSV file to which a line for each action is appended; and how far its reviewers agree."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import io
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from agridistill.errors import RunError
-from agridistill.storage import only_one, require_result_file, sync_folder
+from agridistill.storage import csv_text, only_one, require_result_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,6 @@ class ReviewLog:
     Each line is on the disk before `append` returns. A process that is killed may leave an incomplete last line, which
     was never confirmed to anyone: `read` leaves it out, and the next `append` removes it.
 
-    Args:
-        path: the file; it need not exist.
-
     Raises:
         RunError: the file cannot be written, or is not a record of a review.
     """
@@ -127,8 +125,7 @@ class ReviewLog:
     def read(self) -> list[Action]:
         """Returns all actions in order; a warning reports lines that are left out.
 
-        Raises:
-            RunError: quotes without an end, or a line of more than 128 kB, hide other lines.
+        A RunError reports quotes without an end, or a line of more than 128 kB, which hide other lines.
         """
         try:
             content = self.path.read_bytes()
@@ -163,12 +160,9 @@ class ReviewLog:
     def append(self, actions: Sequence[Action]) -> None:
         """Writes actions to the end of the file and waits until they are on the disk.
 
-        Raises:
-            OSError: the disk is full or cannot be written; the record is then as before.
+        If it is full or cannot be written, the record is as before, and the error an OSError.
         """
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(actions)
-        content = text.getvalue().encode("utf-8", "surrogateescape")
+        content = csv_text(actions).encode("utf-8", "surrogateescape")
         is_new = not self.path.exists()
         if is_new and self._is_there:  # a stick that was taken out: a new record in its place would hide under it
             raise FileNotFoundError(errno.ENOENT, "its folder is away, bring it back")
@@ -199,3 +193,56 @@ def _whole_end(file: IO[bytes]) -> int:
     start = max(0, size - _LONGEST_LINE_BYTES)
     file.seek(start)
     return start + file.read().rfind(b"\n") + 1
+
+
+def cohens_kappa(first: Sequence[object], second: Sequence[object]) -> float | None:
+    """Computes how far two reviewers agree beyond chance: 1 for always, 0 for as often as by chance.
+
+    `first` and `second` are their choices on the same photos, at least one. The result is -1 to 1, or None if it is
+    undefined, because both made one and the same choice on all photos.
+
+    Source: Cohen 1960, A coefficient of agreement for nominal scales.
+
+    Example:
+        >>> cohens_kappa(["rust", "rust", "healthy", "healthy"], ["rust", "healthy", "healthy", "healthy"])
+        0.5
+    """
+    photos = len(first)
+    observed = sum(one == other for one, other in zip(first, second, strict=True)) / photos
+    counts, others = Counter(first), Counter(second)
+    expected = sum(counts[choice] * others[choice] for choice in counts) / photos**2
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+class Agreement(NamedTuple):
+    """How far two reviewers agree on the photos that both have judged."""
+
+    reviewers: tuple[str, str]
+    photos: int  # number of photos that both have judged
+    agreed: int  # number of photos on which they agree
+    kappa: float | None  # see `cohens_kappa`; None if undefined, also without common photos
+
+
+def agreements(judgements: Judgements) -> list[Agreement]:
+    """Compares each pair of reviewers."""
+    found = []
+    for pair in combinations(judgements.reviewers, 2):
+        first, second = (judgements.of(name) for name in pair)
+        common = [photo for photo in first if photo in second]
+        choices = [first[photo] for photo in common], [second[photo] for photo in common]
+        agreed = sum(one == other for one, other in zip(*choices, strict=True))
+        found.append(Agreement(pair, len(common), agreed, cohens_kappa(*choices) if common else None))
+    return found
+
+
+def settled(judgements: Judgements) -> tuple[dict[str, Choice], dict[str, dict[str, Choice]]]:
+    """Returns photo -> choice where all reviewers agree, and photo -> reviewer -> choice for the disputed photos."""
+    agreed: dict[str, Choice] = {}
+    disputed: dict[str, dict[str, Choice]] = {}
+    for photo, actions in judgements.by_photo().items():
+        choices = {reviewer: action.choice for reviewer, action in actions.items()}
+        if len(set(choices.values())) == 1:
+            agreed[photo] = next(iter(choices.values()))
+        else:
+            disputed[photo] = choices
+    return agreed, disputed

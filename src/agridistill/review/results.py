@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import csv
 import filecmp
-import io
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from agridistill.errors import DataError, RunError
-from agridistill.storage import replacing, require_writable, write_text
+from agridistill.storage import csv_text, replacing, require_writable, write_text
 
 
 def write_class_folders(root: Path, labels: Mapping[str, str], into: Path, without: Iterable[str] = ()) -> int:
     """Copies photos into one folder for each class, named by their paths, with "__" for each slash.
 
-    A photo that is there already is not copied again.
-
-    Args:
-        root: the folder of the photos.
-        labels: photo, relative to `root` -> class.
-        into: the folder that gets the class folders, neither in `root` nor around it.
-        without: the reviewed photos that have no label.
-
-    Returns:
-        The number of copied photos.
+    A photo that is there already is not copied again. `without` are the reviewed photos that have no label. Returns the
+    number of copied photos.
 
     Raises:
         DataError: a class cannot be the name of a folder.
@@ -100,15 +91,6 @@ def require_own_table(table: Path, reviewed: Collection[str]) -> None:
 
 
 def write_label_table(labels: Mapping[str, str], table: Path, splits: Mapping[str, str]) -> None:
-    """Writes a CSV with the columns image, label and (with splits) split, which `train --labels` reads.
-
-    Args:
-        labels: photo, relative to the data folder -> class.
-        table: the file; an existing one is replaced.
-        splits: photo -> its present split, such as "test"; empty if there is none.
-    """
-    text = io.StringIO(newline="")
-    text.write(table_header(splits))
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows((*row, *((splits[row[0]],) if splits else ())) for row in sorted(labels.items()))
-    write_text(table, text.getvalue())
+    """Writes a CSV with the columns image, label and (with `splits`, photo -> "test") split, for `train --labels`."""
+    rows = ((*row, *((splits[row[0]],) if splits else ())) for row in sorted(labels.items()))
+    write_text(table, table_header(splits) + csv_text(rows))

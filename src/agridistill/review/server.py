@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import secrets
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from html import escape
 from http import HTTPStatus
@@ -15,21 +14,10 @@ from typing import Any
 from urllib.parse import quote
 
 from agridistill.errors import AgriDistillError, DataError, RunError
-from agridistill.local_page import (
-    HTML,
-    Access,
-    Answer,
-    LocalServer,
-    PageHandler,
-    is_loopback,
-    page_url,
-    to_bytes,
-    to_json,
-)
+from agridistill.local_page import HTML, Access, Answer, PageHandler, is_loopback, serving_page, to_bytes, to_json
 from agridistill.review.site import Review
 
 _PICTURE = re.compile(r"/photos/([0-9a-f]{16})(/looked)?\.jpg")
-_POLL_S = 0.1
 
 
 class _Handler(PageHandler):
@@ -40,7 +28,6 @@ class _Handler(PageHandler):
         return self.server.page  # type: ignore[attr-defined,no-any-return]
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
-        """Answers a GET request for the page, the next photos or a picture."""
         if path == "/":
             nonce = secrets.token_urlsafe(16)
             return Answer(HTTPStatus.OK, HTML, to_bytes(_page(nonce, "index.html")), nonce=nonce)
@@ -75,12 +62,10 @@ class _Handler(PageHandler):
         return to_json({})
 
     def failure(self, error: AgriDistillError) -> Answer:
-        """Answers a request for a photo that does not exist or cannot be read."""
         status = HTTPStatus.NOT_FOUND if isinstance(error, DataError) else HTTPStatus.INTERNAL_SERVER_ERROR
         return Answer.text(status, str(error))
 
     def login_html(self, nonce: str, *, refused: bool) -> str:
-        """Renders the login form."""
         return _page(nonce, "login.html").replace("__REFUSED__", "" if refused else "hidden")
 
 
@@ -94,31 +79,17 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / "page" / name).read_text(encoding="utf-8")
 
 
-@contextlib.contextmanager
-def serving(review: Review, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Iterator[str]:
+def serving(
+    review: Review, host: str = "127.0.0.1", port: int = 0, token: str | None = None
+) -> AbstractContextManager[str]:
     """Serves the page in threads while the block runs; yields its address.
 
-    Args:
-        review: what the page shows.
-        host: address to bind to.
-        port: port to bind to; 0 chooses a free one.
-        token: secret that browsers must send; needed unless `host` is loopback.
+    Browsers must send the `token`, which is needed unless `host` is loopback. Port 0 chooses a free one.
 
     Raises:
         RunError: the address is in use or is not of this machine, or the token is missing.
     """
     if token is None and not is_loopback(host):
         raise RunError("a token for a page that other machines can reach", f"--host {host}", "pass a token")
-    try:
-        server = LocalServer(host, port, review, Access(token, cookie="agridistill-review"), _Handler)
-    except OSError as error:
-        got = f"host '{host}' and port {port} ({error.strerror or error})"
-        raise RunError("a free address of this machine for the page", got, "pass another --host or --port") from None
-    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="review", daemon=True)
-    thread.start()
-    try:
-        yield page_url(host, server.server_port)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    access = Access(token, cookie="agridistill-review")
+    return serving_page(review, access, _Handler, host, port)

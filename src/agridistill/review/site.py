@@ -29,25 +29,15 @@ _SIDECAR_BYTES = 65_536
 
 @dataclass
 class Review:
-    """One reviewer's review of a folder; its methods may be called from several threads.
-
-    Attributes:
-        root: the folder of the photos.
-        order: the photos and their order.
-        classes: the classes to choose from.
-        log: the record.
-        reviewer: the name of the reviewer.
-        explainer: the model that shows where it looked; None without one.
-        given: photo -> its present label, for labelled photos.
-    """
+    """One reviewer's review of a folder; its methods may be called from several threads."""
 
     root: Path
     order: Order
-    classes: Sequence[str]
+    classes: Sequence[str]  # to choose from
     log: ReviewLog
     reviewer: str
-    explainer: Predictor | None = None
-    given: Mapping[str, str] = field(default_factory=dict)
+    explainer: Predictor | None = None  # the model that shows where it looked
+    given: Mapping[str, str] = field(default_factory=dict)  # photo -> its present label
 
     def __post_init__(self) -> None:
         self._lock, self._explaining = threading.Lock(), threading.Lock()
@@ -66,11 +56,7 @@ class Review:
         }
 
     def queue(self, held: Collection[str] = ()) -> dict[str, Any]:
-        """Returns the next photos, and how far the review is.
-
-        Args:
-            held: ids of photos that the page has already, or whose choice is on its way.
-        """
+        """Returns the next photos, without those that the page holds already (their ids), and how far the review is."""
         photos = self.order.photos
         with self._lock:
             waiting = [photo for photo in photos if photo not in self._mine]
@@ -86,9 +72,7 @@ class Review:
     def choose(self, photo_id: str, verdict: str, label: str) -> None:
         """Records a choice. The same choice again is not recorded twice, so that a request can be repeated.
 
-        Raises:
-            DataError: there is no such photo, verdict or class.
-            OSError: the choice cannot be written.
+        An unknown photo, verdict or class is a DataError; an OSError says that the choice cannot be written.
         """
         photo = self._path(photo_id)
         known = label in self.classes if verdict == LABEL else verdict in SPECIAL and not label
@@ -99,17 +83,10 @@ class Review:
                 self._record(Action(now(), self.reviewer, verdict, label, photo))
 
     def undo(self, photo_id: str | None = None) -> dict[str, Any] | None:
-        """Takes back the reviewer's last choice.
+        """Takes back the reviewer's last choice and returns its photo; None if there is nothing to take back.
 
-        Args:
-            photo_id: the photo whose choice is the last one; a choice on another photo is kept then, so that a
-                request can be repeated. None takes back any.
-
-        Returns:
-            The photo; None if there is nothing to take back.
-
-        Raises:
-            OSError: the action cannot be written.
+        With `photo_id`, a last choice on another photo is kept, so that a request can be repeated. Raises an OSError if
+        the action cannot be written.
         """
         with self._lock:
             # Only choices on photos that the page shows: others would be lost unseen.
@@ -127,21 +104,13 @@ class Review:
         self._mine = self._judgements.of(self.reviewer)
 
     def jpeg(self, photo_id: str) -> bytes:
-        """Returns a photo for the page, upright and without its metadata.
-
-        Raises:
-            DataError: there is no such photo, or it cannot be read.
-        """
+        """Returns a photo for the page, upright and without its metadata; a DataError if it cannot be read."""
         image = read_photo(self.root / self._path(photo_id), shorter_side=_SHORTER_SIDE)
         factor = min(image.size) // _SHORTER_SIDE
         return _jpeg(image.reduce(factor) if factor > 1 else image)
 
     def explanation(self, photo_id: str) -> tuple[bytes, str] | None:
-        """Returns a picture of where the model looked, and what its colours mean; None without a model.
-
-        Raises:
-            DataError: there is no such photo, or it cannot be read.
-        """
+        """Returns a picture of where the model looked, and what its colours mean; None without a model."""
         photo = self._path(photo_id)
         if self.explainer is None:
             return None

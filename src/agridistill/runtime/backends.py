@@ -65,10 +65,7 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
 
 
 def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Returns the names of the engines that a run folder or an exported file should run in.
-
-    Of the `wanted` names, those that cannot run this kind of model are left out. "all" selects every installed engine;
-    an empty sequence selects the default.
+    """Returns the names of the engines that a model should run in, of those `wanted`: "all", or none for the default.
 
     Raises:
         ModelError: the model or an engine does not exist, or no wanted engine runs this kind of model.
@@ -92,10 +89,7 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Backend:
-    """Opens an exported model; its manifest `NAME.json` lies beside `NAME.onnx` or `NAME.tflite`.
-
-    `engine` is a name in `ENGINES`; None takes `default_engine` for this number of `photos`. `threads` compute one
-    prediction; 0 takes one for each core.
+    """Opens an exported model, whose manifest lies beside it; `agridistill.load` documents the arguments.
 
     Raises:
         ModelError: the file or its manifest is missing, the manifest has another sha256, or the engine cannot run the

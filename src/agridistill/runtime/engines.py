@@ -259,10 +259,7 @@ SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
 
 @contextmanager
 def _loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
-    """Turns every exception in its block, in which an engine is imported and loads a file, into an AgriDistillError.
-
-    That is a MissingExtraError with the remedy if the engine cannot be imported, otherwise a ModelError.
-    """
+    """Turns every error of an engine that is imported and loads a file into a MissingExtraError or a ModelError."""
     try:
         yield
     except ImportError as error:
@@ -280,10 +277,7 @@ def _require_attention(path: Path, outputs: Sequence[str]) -> None:
 
 
 def _require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
-    """Raises a ModelError unless the file `fits`: it must have one input, uint8 photos of the size in its manifest.
-
-    `found` describes each input of the file.
-    """
+    """Raises a ModelError unless the file `fits`: one input of uint8 photos of the size in its manifest."""
     if not fits:
         size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"
         raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", got, "export the model again")

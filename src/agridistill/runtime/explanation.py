@@ -71,9 +71,8 @@ class Explanation:
 
     def picture(self) -> Image.Image:
         """Returns the picture that `save` writes: the prediction, the photo twice, and what the colours mean."""
-        scale = _PANEL_PX / max(self.photo.size)
-        width, height = (max(1, round(side * scale)) for side in self.photo.size)
-        plain = self.photo.resize((width, height), Image.Resampling.BICUBIC)
+        plain = self._resized(_PANEL_PX)
+        width, height = plain.size
         canvas_width = max(2 * width + 3 * _MARGIN, 2 * _PANEL_PX // 3)
         above, below = (
             _text(text, size, canvas_width - 2 * _MARGIN)
@@ -83,18 +82,22 @@ class Explanation:
         canvas = Image.new("RGB", (canvas_width, panels_top + height + 2 * _MARGIN + below.height), "white")
         canvas.paste(above, (_MARGIN, _MARGIN))
         canvas.paste(plain, (_MARGIN, panels_top))
-        canvas.paste(self._with_map(plain, scale), (width + 2 * _MARGIN, panels_top))
+        canvas.paste(self._with_map(plain), (width + 2 * _MARGIN, panels_top))
         canvas.paste(below, (_MARGIN, panels_top + height + _MARGIN))
         return canvas
 
     def overlay(self, longest_side: int) -> Image.Image:
         """Returns the photo coloured by the map, with `longest_side` pixels on its longer side."""
+        return self._with_map(self._resized(longest_side))
+
+    def _resized(self, longest_side: int) -> Image.Image:
         scale = longest_side / max(self.photo.size)
         width, height = (max(1, round(side * scale)) for side in self.photo.size)
-        return self._with_map(self.photo.resize((width, height), Image.Resampling.BICUBIC), scale)
+        return self.photo.resize((width, height), Image.Resampling.BICUBIC)
 
-    def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
+    def _with_map(self, plain: Image.Image) -> Image.Image:
         """Draws the map over the part of the photo that the model sees, and darkens the rest."""
+        scale = max(plain.size) / max(self.photo.size)
         left, top, right, bottom = (round(edge * scale) for edge in self.seen)
         seen = plain.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
         # A part that changes almost nothing must not be drawn as if it decided the answer.
@@ -157,7 +160,7 @@ def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.fl
 
 
 def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[np.float32]:
-    """Computes `occlusion_map` for one patch size: patches of `patch` x `patch` cells."""
+    """Computes `occlusion_map` for patches of `patch` x `patch` cells."""
     manifest, side = backend.manifest, len(pixels)
 
     def probability(photos: Pixels) -> NDArray[np.float64]:

@@ -44,11 +44,8 @@ def compare(
 ) -> dict[str, Any]:
     """Trains the runs of a study that are missing or unfinished, and compares all of its runs on the test split.
 
-    `agridistill.compare` documents `data`, `teacher`, `split_file`, `jobs`, `evidence` and `progress`.
-
-    The folder `out` gets the folders `runs` and `logs`, the file `compare.json`, whose content is returned (see
-    `summarise`), and the folder `teacher` if the study trains a teacher. `tell` is called with a line of text for each
-    finished run and each warning.
+    `agridistill.compare` documents the arguments. The folder `out` gets the folders `runs` and `logs`, the file
+    `compare.json`, whose content is returned (see `summarise`), and a folder `teacher` if the study trains one.
 
     Raises:
         AgriDistillError: `out` holds a run with other settings, a run failed, or data or teacher cannot be used.
@@ -107,11 +104,10 @@ def gather_for(
     *,
     split_file: Path | None = None,
 ) -> None:
-    """Measures robustness, calibration and attention of runs, and writes the results to `folder`.
+    """Measures robustness, calibration and attention of runs: `NAME.json` for each, and `gallery.json`, in `folder`.
 
-    It writes `NAME.json` for each run, and `gallery.json` with attention maps of all runs. Files that exist already for
-    the same weights are not written again. `progress` is called with (photos done, photos in all). The photos are those
-    of `split_file`, or if it is None of each run's own split.
+    Files that exist already for the same weights are not written again. The photos are those of `split_file`, or if it
+    is None of each run's own split.
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     for name, run in runs.items():
@@ -189,7 +185,7 @@ class _Tracker:
 
     def update(self) -> None:
         done = sum(
-            epochs if name in self._finished else min(_epochs_in(folder.metrics), epochs)
+            epochs if name in self._finished else min(folder.epochs_done(), epochs)
             for name, (folder, epochs) in self._runs.items()
         )
         self._progress(done, sum(epochs for _, epochs in self._runs.values()))
@@ -206,7 +202,3 @@ class _Tracker:
             f"{name}: {100 * result['accuracy']:.1f} % on the test split, trained in {result['train_s'] / 60:.1f} min; "
             f"{len(self._finished)} of {len(self._runs)} runs are finished"
         )
-
-
-def _epochs_in(metrics: Path) -> int:
-    return max(0, len(metrics.read_text(encoding="utf-8").splitlines()) - 1) if metrics.exists() else 0

@@ -218,10 +218,7 @@ def plan_study(
 
 
 def plan_search(settings: CompareSettings, config_of: ConfigOf, overrides: Sequence[str]) -> SearchPlan:
-    """Prepares a search, whose trials are runs of one candidate under one budget with different settings.
-
-    Arguments and errors are those of `plan_study`. Lowest and highest value of each searched setting are checked.
-    """
+    """Prepares a search, as `plan_study`, and checks the lowest and highest value of each searched setting."""
     search = replace(settings.search, budget=settings.search.budget or settings.budgets[0].name)
     budgets = {budget.name: budget for budget in settings.budgets}
     candidates = {candidate.name: candidate for candidate in settings.candidates}

@@ -51,13 +51,11 @@ def search(
     """Searches settings with Optuna: trains runs with different settings until `trials` of them are finished.
 
     Trials of earlier calls count. A trial is rated by the accuracy of its best epoch on the validation split; the test
-    split is not used. A later call resumes an interrupted trial in its folder; a killed trial, once its last heartbeat
-    is 60 s old. Several machines may share one storage and one folder.
+    split is not used. A later call resumes an interrupted trial; a killed trial, once its last heartbeat is 60 s old.
+    Several machines may share one `storage`, the URL of a database for Optuna (None: SQLite in `out`), and one folder.
 
-    The folder `out` gets the runs of the trials in `search/NAME`, and the result `search-NAME.json`, whose content is
-    returned; NAME is `CANDIDATE-BUDGET`. `storage` is the URL of a database for Optuna; None uses SQLite in `out`.
-    `data`, `teacher`, `layout` and `split_file` are as for `distill`. `tell` is called with a line of text for each
-    finished trial.
+    The folder `out` gets the runs in `search/NAME`, and the result `search-NAME.json`, whose content is returned; NAME
+    is `CANDIDATE-BUDGET`.
 
     Raises:
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search with another recipe.

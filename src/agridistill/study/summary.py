@@ -60,11 +60,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarises the runs of the finished study in `out`, and computes predictions on the test split that are missing.
 
-    Returns:
-        The content of `compare.json`: the teacher's figures and a list "budgets". Each budget has "rows", "best",
-        "best_against" and "mcnemar". A row describes a candidate: its runs, means and standard deviations over seeds,
-        and its difference to the baseline. "best" is the best method on the validation split, "best_against" has its
-        differences to the other methods, "mcnemar" the tests between it and the second best.
+    Returns the content of `compare.json`. "best" of a budget is the best method on the validation split, "best_against"
+    has its differences to the other methods, "mcnemar" the tests between it and the second best.
 
     Raises:
         RunError: two runs have different test splits.
@@ -97,11 +94,7 @@ def summarise(
 
 
 def read_figures(run: Path) -> dict[str, Any]:
-    """Reads accuracy, calibration, size, training time and further figures of a finished run from its folder.
-
-    Raises:
-        RunError: the run is not finished, or a file is damaged.
-    """
+    """Reads the figures of a finished run from its folder; a RunError if it is not finished, or a file is damaged."""
     folder = RunFolder(run)
     try:
         evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
@@ -166,10 +159,10 @@ def _row(candidate: CandidateSettings, runs: Sequence[FinishedRun], baseline: Se
 
 
 def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the rows of the methods, sorted by validation accuracy over the seeds that all have, the best first.
+    """Returns the rows of the methods by validation accuracy over the seeds that all have, the best first.
 
-    Methods are the candidates with the most frequent network; candidates with other networks are left out. The test
-    split does not decide the order, because the methods are compared on it afterwards.
+    Methods are the candidates with the most frequent network. The test split does not decide the order, because the
+    methods are compared on it afterwards.
     """
     models = [row["model"] for row in rows]
     student = max(models, key=models.count)

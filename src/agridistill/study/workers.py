@@ -67,15 +67,9 @@ def run_side_by_side(
 ) -> None:
     """Trains each run in a process of its own, up to `slots` at the same time. A failed run does not stop the others.
 
-    An exception in this process, such as Ctrl-C, stops all processes; their runs can be resumed.
-
-    Args:
-        orders: the runs by name, in the order of their start.
-        logs: folder of the log files, one for each run; an existing log is continued.
-        total: number of runs of the study, for the error.
-        on_tick: called about twice a second.
-        on_end: called with the name of each finished run.
-        on_warning: called with each warning that a run has logged, as "warning: TEXT".
+    An exception in this process, such as Ctrl-C, stops all processes; their runs can be resumed. `logs` gets a log file
+    for each run. `total`, the number of runs of the study, is for the error. `on_tick` is called twice a second,
+    `on_end` with the name of each finished run, `on_warning` with each line "warning: TEXT" that a run has logged.
 
     Raises:
         RunError: at least one run failed; the message names the first one and its log.

@@ -37,16 +37,12 @@ _C = 0.01
 
 
 class SameEverywhere(Callback):
-    """Stops a distributed run if its processes have different photos or settings.
-
-    `document` holds the values to compare, by the name that the error shows, such as "photos".
-    """
+    """Stops a distributed run if its processes have different photos or settings; `document` holds them by name."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Compares the document of this process with that of rank 0; raises a RunError if a value differs."""
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
                 got = f"different {name} in the processes 0 and {trainer.global_rank}"
@@ -64,7 +60,6 @@ class RequireUnlabelled(Callback):
         self.root = root
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Raises a DataError if the folder does not exist or is empty."""
         try:
             gone = next(self.root.iterdir(), None) is None
         except OSError:
@@ -81,7 +76,6 @@ class BuildCache(Callback):
         self.teacher, self.workers = teacher, workers
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Builds the cache; rank 0 shows the progress."""
         rank, world = trainer.global_rank, trainer.world_size
         with self._progress() if trainer.is_global_zero else contextlib.nullcontext(silent) as progress:
             self.teacher.prepare(module.device, workers=self.workers, rank=rank, world=world, progress=progress)
@@ -115,16 +109,14 @@ class BuildCache(Callback):
 class FitHead(Callback):
     """Fits the network's classifier to features of the frozen backbone before the first step (`head_first = true`).
 
-    It uses up to 4 views (augmented versions) of each photo. Their features are stored in the user's cache folder, so
-    that later runs with the same backbone, photos and augmentation do not compute them again. `balance` gives each
-    class the same weight, whatever its number of photos.
+    It uses up to 4 views (augmented versions) of each photo, whose features are stored in the user's cache folder for
+    later runs. `balance` gives each class the same weight, whatever its number of photos.
     """
 
     def __init__(self, viewing: Viewing, *, workers: int, balance: bool = False) -> None:
         self.viewing, self.workers, self.balance = viewing, workers, balance
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Fits the classifier in rank 0 and sends its weights to the other ranks."""
         head = classifier_of(module.model)
         if trainer.is_global_zero:
             # Switch the mode through the module, which keeps frozen batch norm in inference mode.
@@ -199,9 +191,9 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 def fit_classifier(
     head: nn.Linear, features: NDArray[np.float32], target: NDArray[np.int64], *, balance: bool = False
 ) -> None:
-    """Sets the weights of a classifier by multinomial logistic regression on features `(N, C)` with scikit-learn.
+    """Fits a classifier to features `(N, C)` and class indices `(N,)` by multinomial logistic regression.
 
-    Every class occurs at least once in the class indices `(N,)`. `balance` gives each class the same weight.
+    Every class occurs at least once. `balance` gives each class the same weight.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
@@ -236,7 +228,6 @@ class AveragedWeights(Callback):
         self._is_swapped = False
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Starts the average with the network's weights, or on a resume with the average of the checkpoint."""
         own = module.model.state_dict()
         self.average = {name: self.average.get(name, value).to(value.device).clone() for name, value in own.items()}
 
@@ -244,7 +235,6 @@ class AveragedWeights(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the average towards the network's weights after each optimizer step."""
         if trainer.global_step == self.steps:
             return  # no photo of the batch was readable
         self.steps = trainer.global_step
@@ -256,15 +246,12 @@ class AveragedWeights(Callback):
                 self.average[name].copy_(value)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Replaces the network's weights by their moving average during the validation."""
         self._swap(module)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Restores the network's own weights after the validation."""
         self._swap(module)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        """Restores the network's own weights if an error interrupts the validation."""
         if self._is_swapped:
             self._swap(module)
 
@@ -277,11 +264,9 @@ class AveragedWeights(Callback):
         self._is_swapped = not self._is_swapped
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the average by tensor name ("average") and its number of steps ("steps") for the checkpoint."""
         return {"average": self.average, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the average from a checkpoint."""
         self.average, self.steps = state_dict["average"], state_dict["steps"]
 
 
@@ -302,7 +287,6 @@ class BestWeights(Callback):
         self._sha256: str | None = None
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Saves the network's weights if this epoch is the best so far."""
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
@@ -315,14 +299,13 @@ class BestWeights(Callback):
             self._sha256 = sha256_of(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best epoch's score ("best"), its number from 0 ("epoch") and its weights file's "sha256"."""
         return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state of a checkpoint, without the best score if the weights file has another sha256.
+        """Restores a checkpoint's state, without the best score if the weights file has another sha256.
 
-        The sha256 differs if a run was killed after it saved an epoch's weights and before it wrote a checkpoint. The
-        resumed run repeats this epoch and saves its weights again.
+        It differs if a run was killed between saving an epoch's weights and writing the checkpoint. The resumed run
+        repeats this epoch and saves its weights again.
         """
         best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
         unchanged = self.path.exists() and sha256_of(self.path) == self._sha256

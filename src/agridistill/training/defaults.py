@@ -54,8 +54,7 @@ class Situation:
     leaf: bool = False  # whether the leaf weights of LEAF_STUDENT are installed
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A recipe completed by `choose`, and a sentence for the user on why it chose the network ("" if it did not)."""
 
     recipe: Recipe
@@ -63,14 +62,7 @@ class Choice:
 
 
 def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
-    """Collects the facts that `choose` needs: counts the photos in `data`, and checks hardware and installed packages.
-
-    `recipe` has the user's settings by section, `teacher` is a run folder.
-
-    Raises:
-        DataError: `data` holds no photos with labels.
-        ModelError: `teacher` is not a finished run.
-    """
+    """Counts the photos in `data`, and checks hardware and installed packages; errors are those of the folders."""
     folder = read_layout(data, layout)
     settings = recipe.get("data", {})
     defaults = DataSettings()
@@ -104,8 +96,7 @@ def choice_for(
 ) -> Choice:
     """Adds settings to the recipe `given` that fit the photos in `data` and the hardware; see `choose`.
 
-    `teacher` is the teacher's run folder. If the folder or a setting is invalid, the recipe is returned unchanged, and
-    the training reports the error later.
+    If a folder or a setting is invalid, the recipe is returned unchanged, and the training reports the error later.
     """
     try:
         return choose(command, given, situation_of(data, given, teacher, layout))
@@ -114,11 +105,7 @@ def choice_for(
 
 
 def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
-    """Adds the settings that the user left open, so that they fit the photos and the hardware.
-
-    `given` has the user's settings by section, which are never changed. Raises a ModelError if the setting `weights`
-    names a run that is not finished.
-    """
+    """Adds the settings that the user left open; a ModelError if `weights` names a run that is not finished."""
     own = given.get(command, {})
     chosen = _network(command, own, situation)
     settings = dict(chosen.settings)
@@ -176,26 +163,26 @@ def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Cho
 
 
 def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
-    others: dict[str, dict[str, Any]] = {"data": {"image_size": _FINE_TUNE_SIZE}}
-    if command == "distill":
-        # A first stage without labels would undo what the weights and the fitted head have learnt.
-        others["objective"] = {"method": "hybrid"}
-    return _Chosen({"model": EMBEDDED, **fine_tuning(situation.photos)}, why, others)
+    return _fine_tuned(command, {"model": EMBEDDED, **fine_tuning(situation.photos)}, _FINE_TUNE_SIZE, why)
 
 
 def _leaf(command: str, situation: Situation, why: str) -> _Chosen:
     settings = {"model": LEAF_STUDENT, "weights": LEAF_WEIGHTS, **fine_tuning(situation.photos, _LEAF_VIEWS)}
-    others: dict[str, dict[str, Any]] = {"data": {"image_size": _LEAF_SIZE}}
+    return _fine_tuned(command, settings, _LEAF_SIZE, why)
+
+
+def _fine_tuned(command: str, settings: Mapping[str, Any], size: int, why: str) -> _Chosen:
+    others: dict[str, dict[str, Any]] = {"data": {"image_size": size}}
     if command == "distill":
-        others["objective"] = {"method": "hybrid"}  # as in `_embedded`
+        # A first stage without labels would undo what the weights and the fitted head have learnt.
+        others["objective"] = {"method": "hybrid"}
     return _Chosen(settings, why, others)
 
 
 def fine_tuning(photos: int, views: int = _VIEWS) -> dict[str, Any]:
-    """Returns the settings, by key of the section `train` or `distill`, to fine-tune weights.
+    """Returns the settings to fine-tune weights, by key of the section `train` or `distill`.
 
-    `photos` is the number of training photos, `views` the number of views of all epochs: with fewer photos there are
-    more epochs and smaller batches.
+    `views` is the number of views of all epochs: with fewer photos there are more epochs and smaller batches.
     """
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(views / photos)))
     return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}

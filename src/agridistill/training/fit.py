@@ -50,13 +50,10 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "rem
 
 
 def carry_out(plan: RunPlan) -> RunResult:
-    """Carries out a run: creates its network and loaders, writes its first files, trains, and evaluates.
-
-    With `plan.resume` it continues after the last epoch that was saved.
+    """Carries out a run: creates its parts, writes its first files, trains from the last saved epoch, and evaluates.
 
     Raises:
-        AgriDistillError: settings, photos, weights and teacher are incompatible, or another process of a distributed
-            run failed.
+        AgriDistillError: settings, photos, weights and teacher are incompatible, or another process failed.
     """
     require_share_for_each(plan.fit, train=len(plan.prepared.train), val=len(plan.prepared.val))
     keep_freed_memory()
@@ -70,7 +67,8 @@ def carry_out(plan: RunPlan) -> RunResult:
     with only_one(plan.folder.lock, f"run in '{plan.folder.path}'"):
         # Check again under the lock, because another process may have started while the photos were read.
         plan.folder.require_startable(resume=plan.resume)
-        plan.folder.remove_unfinished()
+        for half_written in plan.folder.path.glob(".*.part"):  # left by a kill
+            half_written.unlink(missing_ok=True)
         if plan.fit.keep_views:
             _warn_about_kept_views(plan)
         if plan.resume:
@@ -91,10 +89,7 @@ def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
-    """Trains the remaining epochs with Lightning; then rank 0 calibrates, evaluates and writes the last files.
-
-    `saved` is the content of the checkpoint to continue from; None starts with the first epoch.
-    """
+    """Trains the epochs that the checkpoint `saved` lacks; then rank 0 calibrates, evaluates and writes last files."""
     fit, prepared, folder = plan.fit, plan.prepared, plan.folder
     first = is_first_process(fit.processes)
     best, log = BestWeights(folder.weights, len(prepared.val)), EpochLog(folder.metrics)

@@ -99,14 +99,11 @@ class DistillationModule(lightning.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Moves the teacher's network to the device of this process."""
         if self._teacher is not None:
             self._teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
-        """Moves pixels and labels to the device.
-
-        The numbers of photos and views stay on the CPU, where the teacher's cache is read.
+        """Moves pixels and labels; the numbers of photos and views stay on the CPU, where the teacher's cache is read.
 
         Raises:
             RunError: in a run of several processes, a training batch has no readable photo (None). Lightning skips such
@@ -124,7 +121,6 @@ class DistillationModule(lightning.LightningModule):
         return batch._replace(**moved)
 
     def on_train_epoch_start(self) -> None:
-        """Clears the set of loss terms that the previous epoch computed."""
         self.terms = set()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -143,11 +139,7 @@ class DistillationModule(lightning.LightningModule):
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes the loss of one step, and logs every loss term as "train/NAME".
-
-        Raises:
-            RunError: the loss is NaN or infinite.
-        """
+        """Computes the loss of one step and logs its terms as "train/NAME"; a RunError if it is NaN or infinite."""
         distributed = self.trainer.world_size > 1
         terms = self.loss_terms(self._mixed(batch), self.progress)
         if not torch.isfinite(terms["total"]):
@@ -176,20 +168,13 @@ class DistillationModule(lightning.LightningModule):
         return batch._replace(pixels=pixels, target=target)
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Returns the loss terms of a batch by name, and their weighted sum "total", as float32 scalars.
-
-        `progress` is the share of all optimizer steps that are done, 0 to 1.
-        """
+        """Returns the loss terms of a batch by name, and their weighted sum "total", as float32 scalars."""
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
         return self._terms(batch.pixels, batch.target, teacher, progress)
 
     @torch.no_grad()
     def check_with_example(self) -> None:
-        """Computes the loss of two black photos, so that incompatible parts fail before the run writes any file.
-
-        Raises:
-            AgriDistillError: stages, classes, weights and method are incompatible.
-        """
+        """Computes the loss of two black photos, so that incompatible parts fail before the run writes any file."""
         training = self.training
         size = self.preprocessing.image_size
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
@@ -222,7 +207,6 @@ class DistillationModule(lightning.LightningModule):
         return terms
 
     def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
-        """Adds a batch to the epoch's validation accuracy and negative log-likelihood."""
         if batch is None:
             return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
@@ -231,9 +215,7 @@ class DistillationModule(lightning.LightningModule):
         self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs "val/accuracy" (0 to 1) and "val/nll" (negative log-likelihood in nats) of the epoch.
-
-        Every process logs them, also one without readable photos, because the values are summed over all processes.
+        """Logs "val/accuracy" (0 to 1) and "val/nll" (in nats) in every process, because they are summed over all.
 
         Raises:
             RunError: no validation photo can be read.
@@ -244,10 +226,7 @@ class DistillationModule(lightning.LightningModule):
         self.log("val/nll", self.val_nll)
 
     def configure_optimizers(self) -> Any:
-        """Creates AdamW, whose learning rate rises linearly in the warm-up and then falls along half a cosine.
-
-        Weight decay applies to weight matrices, not to biases and norms.
-        """
+        """Creates AdamW with its schedule; weight decay applies to weight matrices, not to biases and norms."""
         fit, groups, rest = self.fit, [], list(self.parameters())
         if fit.layer_decay < 1:
             # timm computes BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254).

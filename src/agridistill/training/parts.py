@@ -104,10 +104,7 @@ class RunPlan:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing of the network's input.
-
-        Image size and resize rule come from the settings, mean and standard deviation from the starting weights.
-        """
+        """The size and resize rule of the settings, with the mean and standard deviation of the starting weights."""
         return self.viewing.preprocessing
 
     @cached_property
@@ -135,7 +132,7 @@ class RunParts:
 def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     """Creates network, data loaders, teacher and objective of a run, and checks that they are compatible.
 
-    `restored` means that a checkpoint will replace the network's weights; then none are downloaded or read.
+    With `restored`, a checkpoint will replace the network's weights, so none are downloaded or read.
     """
     fit, prepared = plan.fit, plan.prepared
     gpu = torch.cuda.is_available()
@@ -248,10 +245,7 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
-    """Creates the source of the teacher's outputs in a training: from `caches`, or if None from the network.
-
-    `settings` determines the attention maps and features that are needed.
-    """
+    """Creates the source of the teacher's maps and features that `settings` need: `caches`, or if None its network."""
     strides, kind = settings.teacher_strides, settings.attention
     per_head = kind == "window" and settings.alignment == "learned"
     attends, hints = settings.weights()["w_att"] > 0, settings.weights()["w_hint"] > 0

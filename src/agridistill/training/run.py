@@ -29,11 +29,9 @@ from agridistill.storage import require_writable
 from agridistill.training.fit import carry_out
 from agridistill.training.parts import RunPlan
 from agridistill.training.run_folder import RunFolder, RunResult, run_of
-from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, TrainConfig
+from agridistill.training.settings import DataSettings, DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
-
-Config = TrainConfig | DistillConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class _Request:
 
     folder: RunFolder
     data: Path
+    config: TrainConfig | DistillConfig
     teacher: Path | None
     split_file: Path | None
     layout: Layout | None
@@ -52,7 +51,7 @@ class _Request:
 def train(
     data: Path,
     out: Path,
-    config: TrainConfig | None = None,
+    config: TrainConfig,
     *,
     split_file: Path | None = None,
     layout: Layout | None = None,
@@ -63,14 +62,14 @@ def train(
 
     `layout` is where the labels come from; None means class folders, or on a resume the layout that the run has used.
     """
-    return _run(_Request(RunFolder(out), data, None, split_file, layout, resume, progress), config, TrainConfig())
+    return _run(_Request(RunFolder(out), data, config, None, split_file, layout, resume, progress))
 
 
 def distill(
     data: Path,
     teacher: Path | None,
     out: Path,
-    config: DistillConfig | None = None,
+    config: DistillConfig,
     *,
     split_file: Path | None = None,
     layout: Layout | None = None,
@@ -80,39 +79,38 @@ def distill(
     progress: ProgressCallback = silent,
 ) -> RunResult:
     """Trains a student with a teacher; `agridistill.distill` documents arguments and errors, `train` the `layout`."""
-    request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
+    request = _Request(RunFolder(out), data, config, teacher, split_file, layout, resume, progress)
     caches = (cache_dir or RunFolder(teacher).caches) if cache and teacher is not None else None
     if caches is not None and cache_dir is not None:
         require_writable(cache_dir, "--cache-dir", folder=True)
-    return _run(request, config, DistillConfig(), caches)
+    return _run(request, caches)
 
 
-def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
+def _run(request: _Request, caches: Path | None = None) -> RunResult:
+    config = request.config
     if request.resume and request.split_file is not None:
         got = f"--splits {request.split_file}"
         raise RunError("no --splits with --resume, because a run keeps its split", got, "leave --splits out")
     if request.resume and request.folder.evaluation.exists():
-        return _finished(request, config)
-    config = config or default
+        return _finished(request)
     method = get_method(config.objective.method)
-    _require_startable(request, config)
+    _require_startable(request)
     if method.needs and request.teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if request.teacher is not None:
         # Check the teacher before the photos are read, which may take minutes.
         read_manifest(RunFolder(request.teacher).manifest).verified_weights(request.teacher)
-    prepared = _prepare(request, config)
+    prepared = _prepare(request)
     # The teacher is not loaded if all terms that need it have weight 0.
     needed = config.objective.needs_teacher and request.teacher
     teacher = RunFolder(needed) if needed else None
     return carry_out(RunPlan(request.folder, prepared, config, teacher, caches if teacher else None, request.resume))
 
 
-def _finished(request: _Request, config: Config | None) -> RunResult:
+def _finished(request: _Request) -> RunResult:
     """Returns the stored result of a finished run; reads photos only if `data` is not the folder of the run."""
     folder, data, teacher = request.folder, request.data, request.teacher
-    if config is not None:
-        folder.require_same_recipe(config)
+    folder.require_same_recipe(request.config)
     environment = folder.read_environment()
     if teacher is not None and environment["teacher_sha256"] is not None:
         folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
@@ -124,9 +122,9 @@ def _finished(request: _Request, config: Config | None) -> RunResult:
     return folder.read_result()
 
 
-def _require_startable(request: _Request, config: Config) -> None:
+def _require_startable(request: _Request) -> None:
     """Checks everything that can be checked before the photos are read, which may take minutes."""
-    folder, resume, fit = request.folder, request.resume, config.fit
+    folder, resume, config, fit = request.folder, request.resume, request.config, request.config.fit
     launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launched not in (None, str(fit.processes)):  # otherwise each process would train separately
         expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
@@ -148,8 +146,8 @@ def _require_startable(request: _Request, config: Config) -> None:
         list_unlabelled(Path(config.data.unlabelled))
 
 
-def _require_use_of_unlabelled(config: Config) -> None:
-    """Raises a ConfigError if no term uses photos without labels, or a term or mixup needs a label for each photo."""
+def _require_use_of_unlabelled(config: TrainConfig | DistillConfig) -> None:
+    """Refuses photos without labels if no term uses them, or a term or mixup needs a label for each photo."""
     objective, fit = config.objective, config.fit
     if not objective.needs_teacher or objective.method == "dkd":
         why = "needs one label for each photo" if objective.method == "dkd" else "learns only from labels"
@@ -160,8 +158,8 @@ def _require_use_of_unlabelled(config: Config) -> None:
         raise ConfigError(expected, f"mixup = {fit.mixup}, cutmix = {fit.cutmix}", "set both to 0")
 
 
-def _prepare(request: _Request, config: Config) -> PreparedData:
-    folder, resume, settings = request.folder, request.resume, config.data
+def _prepare(request: _Request) -> PreparedData:
+    folder, resume, settings = request.folder, request.resume, request.config.data
     if not resume:
         require_outside(folder.path, request.data)
     prepared = prepare_data(
@@ -181,7 +179,7 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         folder.require_same_data(request.data, prepared.fingerprint)
     every = (*prepared.train, *prepared.val, *prepared.test)
     if not resume:
-        prepared = inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
+        prepared = inherit_split(_parent_runs(request), prepared, settings)
     if settings.unlabelled is not None:
         # Photos of held-out leaves also include those that `data.labels` has left out of the split.
         leaves = {sample.leaf_id for sample in (*prepared.val, *prepared.test)}
@@ -198,10 +196,11 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     return prepared
 
 
-def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
+def _parent_runs(request: _Request) -> dict[str, RunFolder]:
     """Returns the runs whose training photos must not be test photos of this run, by their name in messages."""
-    runs = {"the teacher": RunFolder(teacher) if teacher else None}
-    runs["the run of --weights"] = run_of(Path(fit.weights)) if fit.weights else None
+    weights = request.config.fit.weights
+    runs = {"the teacher": RunFolder(request.teacher) if request.teacher else None}
+    runs["the run of --weights"] = run_of(Path(weights)) if weights else None
     return {name: run for name, run in runs.items() if run is not None and run.splits.exists()}
 
 
@@ -248,8 +247,8 @@ def _is_same_data(run: RunFolder, prepared: PreparedData) -> bool:
 def _with_split_of(run: RunFolder, prepared: PreparedData, *, named_only: bool) -> PreparedData | None:
     """Returns the same photos with the run's split; None if that split does not fit.
 
-    A photo that the split does not contain goes to the part of its leaf, or to train if the leaf is new. With
-    `named_only` it is left out instead.
+    A photo that is not in the split goes to the part of its leaf, or to train if the leaf is new; with `named_only` it
+    is left out.
     """
     same_data = _is_same_data(run, prepared)
     samples = sorted((*prepared.train, *prepared.val, *prepared.test), key=lambda sample: sample.path)

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import platform
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from agridistill.data.likeness import LEARNT_NAME
 from agridistill.data.split import read_split
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult
+from agridistill.host import processor_name, versions_of
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
@@ -86,11 +85,6 @@ class RunFolder:
         if names and not begun:
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
-    def remove_unfinished(self) -> None:
-        """Removes files that a kill left half-written; call it under the lock of the run."""
-        for file in self.path.glob(".*.part"):
-            file.unlink(missing_ok=True)
-
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))
@@ -119,10 +113,7 @@ class RunFolder:
             )
 
     def require_same_features(self, features: str | None) -> None:
-        """Raises a RunError if the teacher's features (`RunPlan.features`) have another source than at the start.
-
-        The source is "cache" or "network". They differ, because the cache compresses features.
-        """
+        """Raises a RunError if the teacher's features had another source ("cache" or "network") at the start."""
         # Earlier versions cached no features.
         before = self.read_environment().get("teacher_features", "network")
         if features is not None and before != features:
@@ -167,17 +158,13 @@ class RunFolder:
         return state
 
     def write_environment(self, document: Mapping[str, Any]) -> None:
-        """Writes `environment.json`: versions of packages, hardware, and the entries of `document`.
-
-        The result of the run depends on these values and on the recipe.
-        """
+        """Writes `environment.json`: versions of packages, hardware, and the entries of `document`."""
         hardware = {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
-        versions: dict[str, str | None] = {"agridistill": __version__, "python": platform.python_version()}
-        versions |= {name: _version(name) for name in _PACKAGES}
+        versions = {"agridistill": __version__, "python": platform.python_version(), **versions_of(_PACKAGES)}
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
@@ -207,6 +194,10 @@ class RunFolder:
                 f"a missing or damaged '{self.evaluation}' ({reason})",
                 "restore the file, or start a new run; the model of this run can still be used",
             ) from None
+
+    def epochs_done(self) -> int:
+        """Returns the number of epochs that `metrics.csv` has; 0 without the file."""
+        return max(0, self.metrics.read_text(encoding="utf-8").count("\n") - 1) if self.metrics.exists() else 0
 
     def test_photos(self) -> tuple[str, tuple[str, ...]]:
         """Returns the fingerprint of the run's data folder, and the paths in it of the test photos."""
@@ -249,19 +240,3 @@ def _as_toml(config: TrainConfig | DistillConfig) -> str:
 
 def _by_key(recipe: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     return {(section, key): value for section, content in recipe.items() for key, value in content.items()}
-
-
-def _version(package: str) -> str | None:
-    """Returns None if the package is not installed under this name, such as Pillow replaced by Pillow-SIMD."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()

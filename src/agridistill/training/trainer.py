@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
 from agridistill.progress import hidden_displays, quiet_loggers, stderr_console
 from agridistill.runtime.backends import glibc
-from agridistill.storage import replacing, write_text
+from agridistill.storage import csv_text, replacing, write_text
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
@@ -40,8 +38,6 @@ _CHECKPOINT_PAUSE_S = 10.0
 
 def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
     """Creates Lightning's trainer for a run; `callbacks` run before progress and checkpoint.
-
-    It logs to TensorBoard, and saves checkpoints with the state of all callbacks (`TimelyCheckpoint`).
 
     Raises:
         ConfigError: the machine does not have the devices that `fit` sets.
@@ -85,7 +81,6 @@ class TimelyCheckpoint(ModelCheckpoint):
     _due_s = 0.0
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Saves a checkpoint if it is due."""
         is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         # The first process decides for all of them, because they also save together.
         if trainer.strategy.broadcast(is_last or time.monotonic() >= self._due_s):
@@ -101,7 +96,6 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a temporary file beside `path`, then renames it; on an OSError the old checkpoint is kept."""
         with replacing(Path(path)) as temporary:
             try:
                 # Open the file in Python: torch would raise a RuntimeError without the reason for a full disk.
@@ -124,7 +118,6 @@ class PatientStop(EarlyStopping):
         super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Counts the epoch if its validation accuracy is not higher; does nothing in the first stage."""
         if not module.objective.in_first_stage(module.progress):
             super().on_validation_end(trainer, module)
 
@@ -148,18 +141,16 @@ class EpochLog(Callback):
         self._start, self._train_s, self._photos = 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Starts the time measurement and the count of photos of the epoch."""
         self._start, self._train_s, self._photos = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the photos of the batch and measures the time so far, which thus does not include validation."""
+        """Counts the photos, and measures the time so far, which thus does not include validation."""
         self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
         self._train_s = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Adds the epoch's row; rank 0 writes the file."""
         terms = {f"train/{name}" for name in module.terms}
         logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
         row = {
@@ -172,27 +163,21 @@ class EpochLog(Callback):
         }
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         if trainer.is_global_zero:
-            text = io.StringIO()
             names = list(dict.fromkeys(name for row in self.rows for name in row))
-            writer = csv.DictWriter(text, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
-            write_text(self.path, text.getvalue())
+            cells = ([f"{row[name]:.6g}" if name in row else "" for name in names] for row in self.rows)
+            write_text(self.path, csv_text([names, *cells]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows of all epochs so far ("rows") for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the rows of the earlier epochs from a checkpoint."""
         self.rows = list(state_dict["rows"])
 
 
 class ProgressLine(Callback):
-    """Shows a progress bar over all steps with the remaining time.
+    """Shows a progress bar over all steps with the remaining time; `label` is its first word.
 
-    If the output is not a terminal, it prints a line at the start and after every epoch instead. `label` is the first
-    word of the bar and of each line.
+    If the output is not a terminal, it prints a line at the start and after every epoch instead.
     """
 
     def __init__(self, label: str) -> None:
@@ -202,7 +187,6 @@ class ProgressLine(Callback):
         self._begin, self._first_epoch = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Draws the progress bar, or prints the first line if there is no terminal."""
         self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
         if not trainer.is_global_zero:
             return
@@ -220,15 +204,12 @@ class ProgressLine(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar forward after a step."""
         self._show(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Shows the word "validation" beside the bar, which does not move during the validation."""
         self._show(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Prints a line with loss, validation accuracy and remaining time if there is no terminal."""
         if self._bar is not None or not trainer.is_global_zero:
             return
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -237,13 +218,11 @@ class ProgressLine(Callback):
         self.console.print(f"{self.label}  epoch {done}/{total}  {_scores(trainer.callback_metrics)}  {left}")
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
-        """Removes the bar at the end of the training."""
         self._open.close()
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Removes the bar after an error or Ctrl-C."""
         self._open.close()
 
     def _show(self, trainer: lightning.Trainer, state: str) -> None:
@@ -282,7 +261,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep the memory of freed tensors for the next step instead of returning it to the system.
 
     By default, the kernel maps and clears the pages of every tensor over 32 MB again in every step. That takes up to a
-    third of a MobileNetV3 training step on a CPU. The function does nothing with other C libraries.
+    third of a MobileNetV3 training step on a CPU.
     """
     library = glibc()
     if library is not None:
@@ -292,7 +271,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """A context manager that hides Lightning's and torch's hints and warnings, which are for programmers."""
+    """Hides Lightning's and torch's hints and warnings, which are for programmers."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     with quiet_loggers(*names), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")

@@ -9,9 +9,8 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
 
-from agridistill.app.server import content_type, page_file, page_headers
+from agridistill.app.server import page_answer
 from agridistill.app.site import RELEASE_NAME
 from agridistill.edge.page.view import Page, content_html, login_html, page_html
 from agridistill.edge.state import METRICS_TYPE, metrics_text
@@ -172,22 +171,13 @@ def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
         is_of_alerts, limit = path == "/api/alerts", int(given)
         listed = page.history.alerts(limit=limit) if is_of_alerts else page.history.recent(limit)
         return to_json([one.to_json() for one in listed])
-    if page.app is not None and (path == "/app" or path.startswith(_APP)):
-        return _app_answer(page.app, path)
+    if page.app is not None and path == "/app":
+        return Answer.text(HTTPStatus.MOVED_PERMANENTLY, _APP, Location=_APP)
+    if page.app is not None and path.startswith(_APP):
+        return page_answer(page.app, path.removeprefix(_APP))
     picture = _PICTURE.fullmatch(path)
     jpeg = page.history.thumbnail(picture[1]) if picture else None
     if jpeg is None:
         return Answer.text(HTTPStatus.NOT_FOUND, "not found")
     # The picture of a detection never changes.
     return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
-
-
-def _app_answer(folder: Path, path: str) -> Answer:
-    if path == "/app":
-        return Answer.text(HTTPStatus.MOVED_PERMANENTLY, _APP, Location=_APP)
-    file = page_file(folder, path.removeprefix(_APP))
-    if file is None:
-        return Answer.text(HTTPStatus.NOT_FOUND, "not found")
-    # The phone page brings a policy for what it loads.
-    headers = {**page_headers(path), "Content-Security-Policy": "frame-ancestors 'none'"}
-    return Answer(HTTPStatus.OK, content_type(file.name), file.read_bytes(), headers)
