@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
-from agridistill.data.inspection import digests_of_photos, inspect_photos, looks_of, phashes_of
+from agridistill.data.inspection import groups_of_copies, identical_groups, inspect_photos, phashes_of
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.likeness import merge_groups, near_groups
 from agridistill.data.prepare import conflicting_groups
 from agridistill.data.split import match_split, read_split
 from agridistill.data.structure import alike_in_words
@@ -120,12 +120,12 @@ def check(
     by_leaf: dict[str, list[str]] = defaultdict(list)
     for path, leaf in leaf_of.items():
         by_leaf[leaf].append(path)
-    exact = exact_groups(digests_of_photos(samples, inspection))
+    exact = identical_groups(samples, inspection)
     begin(progress, "comparing photos")
     # Of each group of identical files, only the first is compared with other photos.
     repeated = {path for group in exact for path in group[1:]}
     compared = [sample for sample in samples if sample.path not in repeated]
-    copies = copy_groups(looks_of(compared, inspection))
+    copies = groups_of_copies(compared, inspection)
     alike = (*copies, *near_groups(phashes_of(compared, inspection)))
     merged = merge_groups((sample.path for sample in compared), alike)
     near = sorted(sorted(group) for group in merged if len(group) > 1)

@@ -19,18 +19,10 @@ from agridistill.data.folder import (
     left_out,
     require_outside,
 )
-from agridistill.data.inspection import (
-    Inspection,
-    InspectionStore,
-    digests_of_photos,
-    fingerprint,
-    inspect_photos,
-    looks_of,
-    usable_samples,
-)
+from agridistill.data.inspection import Inspection, fingerprint, groups_of_copies, identical_groups
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups
+from agridistill.data.leaf_ids import read_samples, unknown_originals, without_original
+from agridistill.data.likeness import merge_groups
 from agridistill.data.split import Split, make_split, match_split, read_split, unnamed_photos, write_split
 from agridistill.data.structure import alike_in_words
 from agridistill.data.unlabelled import UnlabelledPhotos
@@ -146,9 +138,7 @@ def prepare_data(
     for line in (*left_out(folder), *notes, *unnamed):
         logger.warning("data folder '%s': %s", root, line)
     cut: frozenset[str] = frozenset()
-    inspection = inspect_photos(folder, store=InspectionStore(root), progress=progress)
-    readable, skipped = usable_samples(folder, inspection)
-    samples = assign_leaf_ids(folder, readable, inspection)
+    samples, skipped, inspection = read_samples(folder, progress=progress)
     if part_of is None:
         part_of, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
     parts = {name: tuple(one for one in samples if part_of.get(one.path) == name) for name in SPLIT_NAMES}
@@ -257,8 +247,8 @@ def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tup
         labels_of[sample.leaf_id].add(sample.label)
     # All copies of a photo have one leaf id: only leaves with several labels need to be compared.
     mixed = [sample for sample in samples if len(labels_of[sample.leaf_id]) > 1]
-    exact, copies = exact_groups(digests_of_photos(mixed, inspection)), copy_groups(looks_of(mixed, inspection))
-    merged = merge_groups((sample.path for sample in mixed), (*exact, *copies))
+    groups = (*identical_groups(mixed, inspection), *groups_of_copies(mixed, inspection))
+    merged = merge_groups((sample.path for sample in mixed), groups)
     return conflicting_groups(map(sorted, merged), {sample.path: sample.label for sample in mixed})
 
 

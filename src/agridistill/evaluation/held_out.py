@@ -13,16 +13,9 @@ from typing import Literal, NamedTuple, TypedDict
 
 from agridistill.arguments import described, to_path
 from agridistill.data.folder import SPLIT_NAMES, Sample, left_out
-from agridistill.data.inspection import (
-    Inspection,
-    InspectionStore,
-    fingerprint,
-    inspect_photos,
-    turned_phashes_of,
-    usable_samples,
-)
+from agridistill.data.inspection import Inspection, fingerprint, turned_phashes_of
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import assign_leaf_ids
+from agridistill.data.leaf_ids import read_samples
 from agridistill.data.likeness import LearntPhotos, read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
@@ -198,9 +191,7 @@ def choose_photos(
     if class_names is None:
         require_same_classes(manifest.classes, folder.classes)
     labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
-    inspection = inspect_photos(folder, store=InspectionStore(data), progress=progress)
-    readable, unreadable = usable_samples(folder, inspection)
-    samples = assign_leaf_ids(folder, readable, inspection)
+    samples, unreadable, inspection = read_samples(folder, progress=progress)
     whole = fingerprint(folder.classes, samples, inspection)
     training = _Training.of(ModelOrigin(manifest, own_split, learnt), whole)
     named = given or (training.own if training.on_this_data else None)
