@@ -172,8 +172,7 @@ def usable_samples(
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
     """Returns the readable samples of a folder, and a pair (path, reason) for each unreadable one.
 
-    Raises:
-        DataError: more than 5 % of the photos are unreadable, or a class has no readable photo.
+    Raises a DataError if more than 5 % of the photos are unreadable, or a class has no readable photo.
     """
     errors = {sample.path: inspection[sample.path].error for sample in folder.samples}
     good = tuple(sample for sample in folder.samples if errors[sample.path] is None)

@@ -114,12 +114,11 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     Two photos get the same id if
 
     - their file names show it, in a data set of `DATASETS` (`leaves_by_name`);
-    - they are identical files, or copies of one photo, also flipped, turned or scaled (`copy_groups`);
+    - they are identical files, or copies of one photo, also flipped, turned or scaled (`groups_of_copies`);
     - they have one label and names of copies that augmentation tools made from one photo (`sibling_groups`);
     - they have one label and look alike (`near_groups`), unless the first rule applies to both.
 
-    Raises:
-        DataError: `leaf-map.json` is damaged.
+    Raises a DataError if `leaf-map.json` is damaged.
     """
     chosen = tuple(samples)
     named = leaves_by_name(folder.root, chosen, folder.classes)
@@ -261,7 +260,6 @@ def _is_numbered(stem: str) -> bool:
 
 
 def _gaps(stem: str) -> list[tuple[int, int]]:
-    """Returns the start and end of each separator between the words of a name."""
     return [match.span() for match in re.finditer(_GAP, stem) if match.start() > 0 and match.end() < len(stem)]
 
 

@@ -57,8 +57,7 @@ class PreparedData:
     def report(self, *, conflicts: float, option: str) -> None:
         """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
 
-        Raises:
-            DataError: a larger share of photos than `conflicts` (set by `option`) has copies under other labels.
+        Raises a DataError if a larger share of photos than `conflicts` (set by `option`) has copies under other labels.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
@@ -115,13 +114,8 @@ def prepare_data(
     """Reads all photos of a data folder and splits them into train, val and test, with no leaf in two parts.
 
     A split may be given by a split file, by train/val/test folders or by a column of the label file. It is not changed,
-    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
-
-    Args:
-        layout: where the label of each photo comes from.
-        split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
-        val_fraction: share of each class's photos in val, if no val is given; `test_fraction` is that in test.
-        split_seed: seed of the split, if val or test is not given.
+    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train, by
+    `split_seed` and the share of each class's photos that it should have.
 
     Raises:
         DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no
@@ -179,14 +173,11 @@ def split_data(
 ) -> PreparedData:
     """Splits a data folder as `prepare_data` does, and writes the split to a JSON file that several runs can use.
 
-    Args:
-        out: the split file to write; it must not be in the data folder.
-        conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
-        force: replaces an existing file.
+    `conflicts` is the largest allowed share, 0 to 1, of photos that have copies under other labels.
 
     Raises:
-        DataError: `out` exists and `force` is False, too many photos have copies under other labels, or `prepare_data`
-            fails.
+        DataError: `out` exists and `force` is False or it is in the data folder, too many photos have copies under
+            other labels, or `prepare_data` fails.
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
