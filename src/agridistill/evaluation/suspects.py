@@ -47,10 +47,8 @@ def find_suspects(data: Path, *, layout: Layout = FOLDERS, progress: ProgressCal
     """Finds the photos whose label a model that did not learn from them doubts.
 
     The model is a logistic regression on features of EfficientNet-Lite0 with ImageNet weights. Five times, it learns
-    from four fifths of the leaves and predicts the others.
-
-    Raises:
-        DataError: the folder cannot be used, or a class has a single leaf.
+    from four fifths of the leaves and predicts the others. Raises a DataError if the folder cannot be used, or a class
+    has a single leaf.
     """
     folder = read_layout(data, layout)
     begin(progress, "reading photos")
@@ -70,14 +68,8 @@ def label_issues(labels: NDArray[np.int_], probabilities: NDArray[np.float64]) -
     """Finds rows whose label is probably wrong: another class is confident, as in confident learning.
 
     A class is confident for a row if its probability reaches the mean of this class's probability over the rows that
-    have it as label. Of several confident classes the most probable one counts.
-
-    Args:
-        labels: `(N,)` class indices, each from 0 to K - 1.
-        probabilities: `(N, K)` out-of-fold probabilities.
-
-    Returns:
-        Indices of the rows, the one whose label is least probable first.
+    have it as label. Of several confident classes the most probable one counts. The labels are `(N,)` class indices,
+    the out-of-fold probabilities `(N, K)`. Returns the rows, the one whose label is least probable first.
 
     Source: Northcutt et al. 2021, Confident Learning, equation 2; `find_label_issues` of cleanlab with
     filter_by="confident_learning" and return_indices_ranked_by="self_confidence".
@@ -120,7 +112,6 @@ def out_of_fold(
 def _features(
     data: Path, samples: Sequence[Sample], progress: ProgressCallback
 ) -> tuple[NDArray[np.float32], tuple[Sample, ...]]:
-    """Returns features `(N, C)` of the photos that can be read, and these photos."""
     mean, std = pretrained_normalisation(_NETWORK)
     preprocessing = Preprocessing(_IMAGE_SIZE, "crop", mean, std)
     cache = DerivedCache("features", data, f"suspects {_NETWORK} {preprocessing}")
