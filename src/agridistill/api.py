@@ -163,8 +163,7 @@ def evaluate(
         from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.evaluate import evaluate_folder
         from agridistill.evaluation.held_out import ModelOrigin, PhotoChoice, to_class_names
-        from agridistill.evaluation.proof import prove
-        from agridistill.evaluation.proof_verdict import MAX_CLASS_DROP_POINTS, MAX_DROP_POINTS
+        from agridistill.evaluation.proof import MAX_CLASS_DROP_POINTS, MAX_DROP_POINTS, prove
 
     run = path if path.is_dir() else None
     choice: PhotoChoice = {

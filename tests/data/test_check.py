@@ -26,7 +26,7 @@ def test_a_good_folder_has_no_problems(tmp_path: Path, write_folder) -> None:
     result = check(write_folder(tmp_path, {"rust": 5, "scab": 4}))
     assert (result.problems, result.notes) == ((), ())
     assert [(one.name, one.photos, one.leaves) for one in result.classes] == [("rust", 5, 5), ("scab", 4, 4)]
-    assert result.imbalance == 5 / 4
+    assert result.imbalance_ratio == 5 / 4
 
 
 def test_a_split_of_our_own_has_no_problems(tmp_path: Path, write_folder) -> None:
@@ -53,7 +53,7 @@ def test_a_stray_file_is_a_problem(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     (tmp_path / "scab" / "svn-r6Yb5c").write_bytes(b"")
     result = check(tmp_path)
-    assert result.non_photo_files == ("scab/svn-r6Yb5c",)
+    assert result.strays == ("scab/svn-r6Yb5c",)
     assert result.problems == ("1 file that is not a photo (1 without suffix), the first 'scab/svn-r6Yb5c'",)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from agridistill.data import inspection
 from agridistill.data.folder import scan
 from agridistill.data.inspection import (
-    InspectionStore,
     PhotoRecord,
     fingerprint,
     inspect_photo,
@@ -177,7 +176,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def inspect(photos: Path) -> dict[str, PhotoRecord]:
-    return dict(inspect_photos(scan(photos), store=InspectionStore(photos)))
+    return dict(inspect_photos(scan(photos), remember=True))
 
 
 def test_unchanged_photos_are_read_once(photos: Path, read: list[str]) -> None:
@@ -236,7 +235,7 @@ def test_progress_reaches_its_end_also_where_nothing_is_read(photos: Path) -> No
         told: list[tuple[int, int]] = []
         inspect_photos(
             scan(photos),
-            store=InspectionStore(photos),
+            remember=True,
             progress=lambda done, total, told=told: told.append((done, total)),
         )
         assert told[-1] == (6, 6)

@@ -15,8 +15,8 @@ from agridistill.data.likeness import (
     COPY_BITS,
     NEAR_DUPLICATE_BITS,
     TURNS,
-    LearntPhotos,
     copy_groups,
+    count_learnt,
     exact_groups,
     learnt_path,
     look_of,
@@ -232,10 +232,10 @@ def test_photos_are_known_again(tmp_path: Path) -> None:
     write_learnt(file, DATA, [*range(1000), 5, 2**64 - 1])
     known = read_learnt(file, manifest())
     assert known is not None
-    assert len(known.entries) == 1001
-    assert known.count([[3], [3], [2**64 - 1], [2**63]]) == 3
-    assert known.count([[2**63, 4], [4, 3]]) == 2
-    assert known.count([phash] for phash in range(10**6, 2 * 10**6)) <= 1
+    assert len(known) == 1001
+    assert count_learnt(known, [[3], [3], [2**64 - 1], [2**63]]) == 3
+    assert count_learnt(known, [[2**63, 4], [4, 3]]) == 2
+    assert count_learnt(known, ([phash] for phash in range(10**6, 2 * 10**6))) <= 1
     # Small enough for a wheel.
     assert file.stat().st_size < 5 * 1001 + 100
 
@@ -267,7 +267,7 @@ def test_the_file_lies_in_a_run_or_beside_an_artefact(tmp_path: Path) -> None:
 
 
 def test_no_photo_is_known_to_a_model_that_learnt_none() -> None:
-    assert LearntPhotos(frozenset()).count([[1], [2]]) == 0
+    assert count_learnt(frozenset(), [[1], [2]]) == 0
 
 
 def test_photos_of_earlier_models_are_inherited(tmp_path: Path) -> None:
@@ -278,4 +278,4 @@ def test_photos_of_earlier_models_are_inherited(tmp_path: Path) -> None:
     write_learnt(later, DATA, [3], [known])
     both = read_learnt(later, manifest())
     assert both is not None
-    assert both.count([[1], [2], [3], [4]]) == 3
+    assert count_learnt(both, [[1], [2], [3], [4]]) == 3

@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from agridistill.data.folder import Sample
 from agridistill.data.split import read_split
 from agridistill.errors import ModelError
 from agridistill.evaluation import evidence
 from agridistill.evaluation.evidence import write_gallery
+from agridistill.losses import unit_peak
+from agridistill.models import LiveTeacher, load_network
+from agridistill.runtime.predictor import read_pixels
 
 
 @pytest.fixture
@@ -51,3 +56,16 @@ def test_where_there_is_no_attention_an_earlier_gallery_goes(
     write_gallery({"teacher": teacher_run}, leaves, file)
     assert not file.exists()
     assert "the report will show no attention maps" in caplog.text
+
+
+def test_maps_and_answers_are_those_of_the_network(teacher_run: Path, leaves: Path, tmp_path: Path) -> None:
+    write_gallery({"teacher": teacher_run}, leaves, tmp_path / "gallery.json")
+    photos = json.loads((tmp_path / "gallery.json").read_text())["photos"]
+    network, manifest = load_network(teacher_run)
+    pixels = np.stack([read_pixels(leaves / photo["path"], manifest.preprocessing) for photo in photos])
+    teacher = LiveTeacher(network, manifest.preprocessing, strides=(16,))
+    found = teacher.outputs(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    maps = [photo["models"][0]["map"] for photo in photos]
+    np.testing.assert_allclose(maps, unit_peak(found.maps[16]), atol=2e-3)
+    answers = [manifest.classes[index] for index in found.logits.argmax(1)]
+    assert [photo["models"][0]["predicted"] for photo in photos] == answers

@@ -10,8 +10,13 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from agridistill.evaluation.metrics import accuracy_interval
-from agridistill.evaluation.paired import mcnemar, paired_difference, photos_to_exclude, tango_interval
+from agridistill.evaluation.metrics import (
+    accuracy_interval,
+    mcnemar,
+    paired_difference,
+    photos_to_exclude,
+    tango_interval,
+)
 
 
 def reference_interval(won: int, lost: int, size: int) -> tuple[float, float]:

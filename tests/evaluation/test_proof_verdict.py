@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agridistill.evaluation.paired import PairedDifference
-from agridistill.evaluation.proof_verdict import ClassChange, ProofVerdict, judge_proof
+from agridistill.evaluation.metrics import PairedDifference
+from agridistill.evaluation.proof import ClassChange, ProofVerdict, judge_proof
 
 
 def change(name: str = "rust", lost: int = 0, photos: int = 50, *, low: float = -99, high: float = 99) -> ClassChange:

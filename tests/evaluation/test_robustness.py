@@ -71,7 +71,7 @@ def test_each_strength_is_the_accuracy_of_all_photos_so_spoilt(photos: list[Samp
     (under,) = result.corruptions
     assert under.accuracies == (1.0, 7 / 20)
     assert result.mean_corrupted_accuracy == pytest.approx((1 + 7 / 20) / 2)
-    assert result.to_json()["corruptions"][0]["strengths"] == (0.0, 1.0)
+    assert result.corruptions[0].strengths == (0.0, 1.0)
 
 
 def _redden(photo: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

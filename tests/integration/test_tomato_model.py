@@ -58,7 +58,7 @@ def test_it_knows_the_photos_that_it_learnt_from(form: str) -> None:
     known = read_learnt(MODELS / f"tomato-{form}.learnt", read_manifest(MODELS / f"tomato-{form}.json"))
     assert known is not None
     # 8,929 photos to train and 1,881 to choose the epoch, a few of which look alike.
-    assert 10_700 < len(known.entries) <= 10_810
+    assert 10_700 < len(known) <= 10_810
 
 
 @pytest.mark.parametrize("form", FILES)

@@ -16,7 +16,7 @@ from agridistill.data import loader
 from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, turned_phashes_of
-from agridistill.data.likeness import read_learnt
+from agridistill.data.likeness import count_learnt, read_learnt
 from agridistill.data.prepare import prepare_data
 from agridistill.data.split import Split, write_split
 from agridistill.errors import ConfigError, DataError, RunError
@@ -62,7 +62,7 @@ def test_a_run_records_its_photos_without_labels(run: Path, others: Path) -> Non
     hashes = turned_phashes_of((each for each in scanned.samples if each.path in kept), inspect_photos(scanned))
     learnt = read_learnt(folder.learnt, manifest)
     assert learnt is not None
-    assert learnt.count(hashes.values()) == len(kept)
+    assert count_learnt(learnt, hashes.values()) == len(kept)
 
 
 def test_an_epoch_shows_all_photos_and_the_cache_holds_them(run: Path, teacher_run: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
-from agridistill.data.inspection import digests_of_photos, inspect_photos, looks_of, phashes_of
+from agridistill.data.inspection import groups_of_copies, identical_groups, inspect_photos, phashes_of
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.likeness import merge_groups, near_groups
 from agridistill.data.prepare import conflicting_groups
 from agridistill.data.split import match_split, read_split
 from agridistill.data.structure import alike_in_words
@@ -47,7 +47,7 @@ class Straddling:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The classes, problems and notes that `check` reports for a data folder.
+    """The classes, problems and notes that `check` reports.
 
     All paths are relative to `root`. A group is a tuple of paths.
     """
@@ -56,7 +56,7 @@ class CheckResult:
     classes: tuple[ClassCheck, ...]  # in label order
     unreadable: tuple[tuple[str, str], ...]  # (path, reason)
     oversize: tuple[tuple[str, str], ...]  # (path, reason) of photos with more pixels than allowed
-    non_photo_files: tuple[str, ...]  # files in the class folders that are not photos
+    strays: tuple[str, ...]  # files in the class folders that are not photos
     without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
     alike_names: Groups  # names of class folders that differ only in capitals, spaces or Unicode normal form
     exact_duplicates: Groups  # identical files
@@ -68,22 +68,18 @@ class CheckResult:
     straddling_duplicates: tuple[Straddling, ...]  # identical files in several splits
     straddling_lookalikes: tuple[Straddling, ...]  # similar photos of different leaves in several splits
     cut_from_train: tuple[str, ...]  # missing train/val/test folders: their photos are taken from train
-    unassigned: int  # number of readable photos that the split does not name
-    imbalance: float | None  # photos of the largest class, divided by those of the smallest; None if that has none
+    unassigned_photos: int  # number of readable photos that the split does not name
+    imbalance_ratio: float | None  # photos of the largest class to those of the smallest; None if that has none
     problems: tuple[str, ...] = ()  # one text for each problem
     notes: tuple[str, ...] = ()  # one text for each other fact that the user should know
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as a dict that `json.dumps` accepts.
 
-        The keys are the names of the attributes, but `strays` for `non_photo_files`, `imbalance_ratio` for `imbalance`
-        and `unassigned_photos` for `unassigned`. `unreadable` and `oversize` are lists of `{"path": …, "reason": …}`.
+        The keys are the names of the attributes. `unreadable` and `oversize` are lists of `{"path": …, "reason": …}`.
         """
         document = asdict(self)
         document["root"] = str(self.root)
-        document["strays"] = document.pop("non_photo_files")
-        document["imbalance_ratio"] = document.pop("imbalance")
-        document["unassigned_photos"] = document.pop("unassigned")
         for key in ("unreadable", "oversize"):
             document[key] = [{"path": path, "reason": reason} for path, reason in document[key]]
         return document
@@ -94,11 +90,8 @@ def check(
 ) -> CheckResult:
     """Reads every photo of a data folder and reports problems, such as damaged photos, copies and mixed splits.
 
-    `split_file` replaces a split by train/val/test folders. `progress` is called with (photos read, all photos).
-
-    Raises:
-        DataError: the folder does not exist or has fewer than two classes, or the split file names photos that are not
-            in the folder.
+    `split_file` replaces a split by train/val/test folders. Raises a DataError if the folder does not exist or has
+    fewer than two classes, or the split file names photos that are not in the folder.
     """
     folder = read_layout(root, layout)
     given = folder.given_split
@@ -120,12 +113,12 @@ def check(
     by_leaf: dict[str, list[str]] = defaultdict(list)
     for path, leaf in leaf_of.items():
         by_leaf[leaf].append(path)
-    exact = exact_groups(digests_of_photos(samples, inspection))
+    exact = identical_groups(samples, inspection)
     begin(progress, "comparing photos")
     # Of each group of identical files, only the first is compared with other photos.
     repeated = {path for group in exact for path in group[1:]}
     compared = [sample for sample in samples if sample.path not in repeated]
-    copies = copy_groups(looks_of(compared, inspection))
+    copies = groups_of_copies(compared, inspection)
     alike = (*copies, *near_groups(phashes_of(compared, inspection)))
     merged = merge_groups((sample.path for sample in compared), alike)
     near = sorted(sorted(group) for group in merged if len(group) > 1)
@@ -138,7 +131,7 @@ def check(
         classes=classes,
         unreadable=tuple(unreadable),
         oversize=tuple(oversize),
-        non_photo_files=folder.non_photo_files,
+        strays=folder.non_photo_files,
         without_photos=dict(folder.without_photos),
         alike_names=folder.alike_names,
         exact_duplicates=tuple(map(tuple, exact)),
@@ -152,8 +145,8 @@ def check(
             (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
         ),
         cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
-        unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
-        imbalance=max(one.photos for one in classes) / smallest if smallest else None,
+        unassigned_photos=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
+        imbalance_ratio=max(one.photos for one in classes) / smallest if smallest else None,
     )
     return replace(
         found,
@@ -192,8 +185,8 @@ def _problems(result: CheckResult) -> Iterable[str]:
         if bad:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
-    if result.non_photo_files:
-        yield passed_over(result.non_photo_files)
+    if result.strays:
+        yield passed_over(result.strays)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     yield from map(alike_in_words, result.alike_names)
@@ -235,10 +228,10 @@ def _notes(result: CheckResult) -> Iterable[str]:
     if result.straddling_lookalikes:
         groups = _count(result.straddling_lookalikes, "group")
         yield f"{groups} of similar photos in several splits; by their names, they show different leaves"
-    if result.imbalance is not None and result.imbalance > MAX_IMBALANCE:
-        yield f"the largest class has {result.imbalance:.1f} times the photos of the smallest"
-    if result.unassigned:
-        yield f"{_count(range(result.unassigned), 'photo')} that the split does not name"
+    if result.imbalance_ratio is not None and result.imbalance_ratio > MAX_IMBALANCE:
+        yield f"the largest class has {result.imbalance_ratio:.1f} times the photos of the smallest"
+    if result.unassigned_photos:
+        yield f"{_count(range(result.unassigned_photos), 'photo')} that the split does not name"
 
 
 def _count(items: Sequence[object], noun: str) -> str:

@@ -132,8 +132,7 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
 def read_leaf_map(root: Path) -> LeafMap | None:
     """Reads `leaf-map.json` from the data folder or its parent folder; returns None if it does not exist.
 
-    Raises:
-        DataError: the file is not a JSON object that has a leaf id, or a list of leaf ids, for each file name.
+    Raises a DataError if the file is not a JSON object that has a leaf id, or a list of them, for each file name.
     """
     places = (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME)
     path = next((path for path in places if path.is_file()), None)
@@ -187,12 +186,10 @@ DATASETS: Mapping[str, Dataset] = {
 
 
 def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """Finds photos of the same leaf by their file names, for photos of the data sets in `DATASETS`.
+    """Finds photos of the same leaf by the file names and leaf maps of the data sets in `DATASETS`.
 
-    If `root`, the data folder, or its parent holds the leaf map of a data set (`leaf-map.json`), this is used too.
-    Returns `Sample.path` -> leaf id, without the photos whose file names are not those of a data set.
-
-    Raises a DataError if a leaf map is damaged.
+    Returns `Sample.path` -> leaf id, without the photos whose file names are not those of a data set. Raises a
+    DataError if a leaf map, in `root` or its parent folder, is damaged.
     """
     found: dict[str, str] = {}
     for dataset in DATASETS.values():

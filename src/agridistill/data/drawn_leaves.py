@@ -45,12 +45,8 @@ def draw_leaves(
     """Writes a data folder of artificial leaf photos, with one folder for each class, and returns `out`.
 
     Files have names like those of PlantVillage, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from
-    1. More leaves or shots add photos and do not change the others. If writing fails, no folder is created.
-
-    Args:
-        out: the folder to write; it must not exist, or must be empty.
-        image_size: height and width of a photo, in pixels, at least 32.
-        progress: called with (photos written, photos to write).
+    1. More leaves or shots add photos and do not change the others. If writing fails, no folder is created. `out` must
+    not exist, or be empty; `image_size` is the side of a photo in pixels, at least 32.
     """
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
     done = 0
@@ -117,19 +113,17 @@ class _Pose:
         shift = rng.normal(0, 0.05, 2)
         return cls(rng.normal(0, 0.3), rng.uniform(1.0, 1.25), rng.uniform(0.86, 1.0), (shift[0], shift[1] - 0.03))
 
-    def coefficients(self, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[float, ...]:
-        """Returns the six coefficients with which Pillow maps a pixel of the photo to a pixel of the canvas."""
+    def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
+        """Moves values `(n, n)` or colours `(n, n, 3)` to their position in a photo; `offset` is in half photos."""
+        # The six coefficients with which Pillow maps a pixel of the photo to a pixel of the canvas.
         cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
         matrix = np.array([[cos / self.squeeze, sin / self.squeeze], [-sin, cos]])
         centre = np.full(2, size / 2)
         origin = centre - matrix @ (centre * (1 + np.asarray(self.shift) + np.asarray(offset)))
-        return (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
-
-    def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
-        """Moves values `(n, n)` or colours `(n, n, 3)` to their position in a photo; `offset` is in half photos."""
+        coefficients = (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
         coloured = plane.ndim == 3
         image = Image.fromarray(to_bytes(plane) if coloured else plane).transform(
-            (size, size), Image.Transform.AFFINE, self.coefficients(size, offset=offset), Image.Resampling.BILINEAR
+            (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
         )
         return np.asarray(image, np.float32) / np.float32(255 if coloured else 1)
 

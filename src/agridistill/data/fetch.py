@@ -81,12 +81,11 @@ def fetch_dataset(
     """Downloads a data set, unpacks it and reads its photos. If this fails, no folder is created.
 
     Args:
-        dataset: one of the values of `DATASETS`.
         out: the folder to create; it must not exist, or must be empty.
         source: the http(s) address or the local path of a .zip or .tar archive, in which the class folders may be at
             any depth; None downloads `dataset.address`. If the text ends with `#sha256=HEX`, an archive with another
             sha256 is refused.
-        progress: called with (done, total) for each stage: bytes downloaded, then files unpacked, then photos read.
+        progress: called for each stage: bytes downloaded, then files unpacked, then photos read.
 
     Raises:
         FetchError: `out` is not empty, or the archive is unreachable, damaged, unsafe or without photos of a class.
@@ -112,7 +111,6 @@ def fetch_dataset(
 
 
 def _split_source(source: str) -> tuple[str, str | None]:
-    """Splits `ADDRESS#sha256=HEX` into the address and the sha256; the latter is None if it is not given."""
     address, mark, digits = source.partition("#sha256=")
     if mark and not re.fullmatch("[0-9a-fA-F]{64}", digits):
         raise FetchError("64 hex digits after '#sha256='", f"'{digits}'", "correct --source")
@@ -120,7 +118,6 @@ def _split_source(source: str) -> tuple[str, str | None]:
 
 
 def _verified(archive: Path, expected: str | None, source: str) -> str:
-    """Returns the sha256 of an archive, which must be the expected one unless that is None."""
     found = sha256_of(archive)
     if expected is not None and found != expected.lower():
         got = f"the sha256 {found[:12]}… of '{source}'"
@@ -133,7 +130,6 @@ def _verified(archive: Path, expected: str | None, source: str) -> str:
 def _unpack_verified(
     dataset: Dataset, archive: Path, sha256: str, out: Path, source: str, progress: ProgressCallback
 ) -> FetchResult:
-    """Unpacks to a temporary folder, reads every photo and the leaf map, then renames the folder to `out`."""
     places = _places(dataset, archive, list_files(archive))
     with replacing_folder(out) as folder:
         begin(progress, "unpacking")
@@ -193,16 +189,10 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
-    """Downloads an archive over HTTP and returns its sha256; an interrupted download starts again.
+    """Downloads an archive over HTTP to `target` and returns its sha256; an interrupted download starts again.
 
-    Args:
-        url: an http or https address.
-        target: the file to write; it is incomplete after an error.
-        sha256: the expected sha256 of the file, in hex; None accepts any content.
-        progress: called with (bytes received, bytes of the whole file); the latter is 0 if the server does not send it.
-
-    Raises:
-        FetchError: the server does not send the whole file, or it exceeds `MAX_DOWNLOAD_BYTES` or has another sha256.
+    The total that `progress` gets is 0 if the server does not send it. Raises a FetchError if the server does not send
+    the whole file, or it exceeds `MAX_DOWNLOAD_BYTES` or has another sha256 than the expected one.
     """
     _require_http(url)
     for attempt in range(ATTEMPTS):
@@ -288,17 +278,11 @@ def list_files(archive: Path) -> list[str]:
 def unpack(
     archive: Path, target: Path, places: Mapping[str, PurePosixPath], *, progress: ProgressCallback = silent
 ) -> None:
-    """Unpacks some files of an archive into a folder.
+    """Unpacks some files of a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive, which is recognised by its content.
 
-    Args:
-        archive: a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file, recognised by its content.
-        target: an existing folder.
-        places: for each file to unpack, its name in the archive -> the path to write, relative to `target`.
-        progress: called with (files unpacked, files to unpack).
-
-    Raises:
-        FetchError: the archive is damaged, encrypted or too large, has a path that is absolute or contains "..", or a
-            file to unpack is a link or a device.
+    `places` has, for each file to unpack, its name in the archive -> the path to write, relative to the folder
+    `target`. Raises a FetchError if the archive is damaged, encrypted or too large, has a path that is absolute or
+    contains "..", or a file to unpack is a link or a device.
     """
     written: set[PurePosixPath] = set()
     room = MAX_TOTAL_BYTES

@@ -69,10 +69,7 @@ class PhotoFolder:
 def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> PhotoFolder:
     """Lists the photos in a folder of class folders, or in train/val/test folders that hold class folders.
 
-    Args:
-        root: the data folder.
-        nested: which folders are classes; see `labels.Layout`.
-        min_classes: the smallest allowed number of classes.
+    `nested` tells which folders are classes; see `labels.Layout`.
 
     Raises:
         DataError: the folder does not exist or has too few classes; val or test has a class that train lacks; a split
@@ -102,16 +99,15 @@ def require_folder(root: Path, expected: str = "a folder of class folders") -> N
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
 
 
-def require_outside(path: Path, root: Path, option: str = "--out") -> None:
+def require_outside(path: Path, root: Path) -> None:
     """Raises a DataError if results would be written into the data folder, where their folder would become a class.
 
-    A hidden folder or file (such as `.cache`) is allowed there, because `scan` skips it. `option` is the command-line
-    option that gave the path.
+    A hidden folder or file (such as `.cache`) is allowed there, because `scan` skips it.
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
-        expected = f"{option} outside the data folder, because each folder in it is a class"
-        raise DataError(expected, f"'{path}' in '{root}'", f"choose another {option}")
+        expected = "--out outside the data folder, because each folder in it is a class"
+        raise DataError(expected, f"'{path}' in '{root}'", "choose another --out")
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
@@ -258,7 +254,6 @@ def photos_left_out(paths: Sequence[str], why: str) -> list[str]:
 
 
 def _loose_photos(root: Path, folder: str) -> list[str]:
-    """Returns the sorted paths of the photos directly in a folder, relative to the root."""
     start = f"{folder}/" if folder else ""
     with os.scandir(root / folder) as entries:
         return sorted(start + entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))

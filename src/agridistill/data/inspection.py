@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.fftpack import dct
 
 from agridistill.data.folder import PhotoFolder, Sample
-from agridistill.data.likeness import look_of
+from agridistill.data.likeness import copy_groups, exact_groups, look_of
 from agridistill.errors import DataError, PhotoError
 from agridistill.preprocess import MAX_PIXELS, HeicPhotoError, read_photo
 from agridistill.progress import ProgressCallback, silent
@@ -59,13 +59,10 @@ Inspection = Mapping[str, PhotoRecord]
 """`Sample.path` -> record, for all photos of a folder."""
 
 
-class InspectionStore:
+class _Store:
     """A file in the user's cache with the records of a data folder's photos, so that these are read only once.
 
     A photo is read again if its size in bytes, its modification time or its change time (ctime) differs.
-
-    Args:
-        root: the data folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -114,17 +111,13 @@ class InspectionStore:
             logger.debug("the photo records '%s' were not written", self._path, exc_info=True)
 
 
-def inspect_photos(
-    folder: PhotoFolder, *, store: InspectionStore | None = None, progress: ProgressCallback = silent
-) -> Inspection:
+def inspect_photos(folder: PhotoFolder, *, remember: bool = False, progress: ProgressCallback = silent) -> Inspection:
     """Reads and decodes every photo of a folder, in several threads; only the records stay in memory.
 
-    Photos with more than `MAX_PIXELS` pixels are not decoded; their records have an error.
-
-    Args:
-        store: the records of earlier calls; photos that have not changed are not read again. None reads every photo.
-        progress: called with (photos read, all photos), in the calling thread.
+    Photos with more than `MAX_PIXELS` pixels are not decoded; their records have an error. With `remember`, records are
+    kept in the user's cache, and photos that have not changed are not read again. `progress` is called in this thread.
     """
+    store = _Store(folder.root) if remember else None
     paths = [sample.path for sample in folder.samples]
     found = {path: store.find(path) for path in paths} if store is not None else {}
     records = {path: record for path, record in found.items() if record is not None}
@@ -179,8 +172,7 @@ def usable_samples(
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
     """Returns the readable samples of a folder, and a pair (path, reason) for each unreadable one.
 
-    Raises:
-        DataError: more than 5 % of the photos are unreadable, or a class has no readable photo.
+    Raises a DataError if more than 5 % of the photos are unreadable, or a class has no readable photo.
     """
     errors = {sample.path: inspection[sample.path].error for sample in folder.samples}
     good = tuple(sample for sample in folder.samples if errors[sample.path] is None)
@@ -212,9 +204,16 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
     return digest.hexdigest()
 
 
-def digests_of_photos(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """Returns `Sample.path` -> digest of the file's bytes; identical files have equal digests."""
-    return {sample.path: inspection[sample.path].digest for sample in samples}
+def identical_groups(samples: Iterable[Sample], inspection: Inspection) -> list[list[str]]:
+    """Returns sorted groups of two or more paths of identical files."""
+    return exact_groups({sample.path: inspection[sample.path].digest for sample in samples})
+
+
+def groups_of_copies(samples: Iterable[Sample], inspection: Inspection) -> list[list[str]]:
+    """Returns sorted groups of copies of one photo, also flipped, turned, scaled or saved again (`copy_groups`)."""
+    paths = [sample.path for sample in samples]
+    # Photos that have almost no contrast have no look.
+    return copy_groups({path: look for path in paths if (look := inspection[path].look) is not None})
 
 
 def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
@@ -226,12 +225,6 @@ def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, i
 def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, tuple[int, ...]]:
     """Returns `Sample.path` -> 8 perceptual hashes, of the photo as it is and of its 7 other turns and flips."""
     return {path: (phash, *inspection[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
-
-
-def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """Returns `Sample.path` -> fingerprint (`likeness.look_of`), without photos that have almost no contrast."""
-    paths = [sample.path for sample in samples]
-    return {path: look for path in paths if (look := inspection[path].look) is not None}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from agridistill.data.structure import resolved_evaluation, split_named
 from agridistill.errors import DataError, nearest
+from agridistill.manifest import composed
 from agridistill.photo_files import is_photo
 
 # Usual names of columns, without spaces and signs; the more specific ones come first.
@@ -52,11 +52,8 @@ def read_table(file: Path) -> LabelTable:
     """Reads a CSV or TSV file; the separator (comma, semicolon, tab or vertical bar) is detected from the first line.
 
     The file is in UTF-8, or in UTF-16 with a byte order mark. If its labels are one-hot (a column of 0 and 1 for each
-    class), a column "label" with the names of the classes is added.
-
-    Raises:
-        DataError: the file does not exist, is not text, has no column names or no rows, or has a row with more cells
-            than columns.
+    class), a column "label" with the names of the classes is added. Raises a DataError if the file does not exist, is
+    not text, has no column names or no rows, or has a row with more cells than columns.
     """
     try:
         content = file.read_bytes()
@@ -103,7 +100,6 @@ def _with_labels(table: LabelTable) -> LabelTable:
 
 
 def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
-    """Returns the numbers of the columns that have one of the names, in the order of the names."""
     plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
     return [column for name in names for column, other in enumerate(plain) if other == name]
 
@@ -112,10 +108,8 @@ def find_columns(table: LabelTable, wanted: Sequence[str], finder: PhotoFinder) 
     """Returns the numbers, from 0, of the columns that hold the photos, the labels and (None without any) the splits.
 
     `wanted` has the names of the two or three columns; if it is empty, usual names (such as "image" and "label") are
-    searched. Of several columns with usual names, the one that names most photos of `finder` is used.
-
-    Raises:
-        DataError: a wanted column does not exist, no column has a usual name, or several columns have different labels.
+    searched. Of several columns with usual names, the one that names most photos of `finder` is used. Raises a
+    DataError if a wanted column does not exist, no column has a usual name, or several have different labels.
     """
     if wanted:
         image, label, *split = (_named(table, name) for name in wanted)
@@ -165,8 +159,7 @@ def are_numbers(values: Iterable[str]) -> bool:
 def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | None:
     """Reads "train", "val" or "test" for each row from a column; None if no cell names a split, as with fold numbers.
 
-    Raises:
-        DataError: only some cells name a split, or none in a column that the user named (`named`).
+    Raises a DataError if only some cells name a split, or none in a column that the user named (`named`).
     """
     values = table.values(column)
     meant = {value: split_named(value) for value in set(values)}
@@ -255,7 +248,7 @@ def name_one_folder(cells: Iterable[str]) -> bool:
 
 def _keys(path: str) -> tuple[str, ...]:
     """Returns the parts of a path for comparison: in lower case and one normal form, split at slashes of both kinds."""
-    plain = unicodedata.normalize("NFC", path.strip()).casefold()
+    plain = composed(path.strip()).casefold()
     return tuple(part for part in re.split(r"[/\\]", plain) if part not in ("", "."))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from agridistill.data.label_table import (
 )
 from agridistill.data.structure import alike_names, split_folders
 from agridistill.errors import ConfigError, DataError
+from agridistill.manifest import composed
 
 # Rows whose photo does not exist are reported. If their share is larger, the folder or the column must be wrong.
 _MAX_ABSENT_SHARE = 0.5
@@ -67,7 +67,7 @@ class Layout:
         return () if self.nested is None else ("--nested" if self.nested else "--flat",)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the layout as a dict that `json.dumps` accepts, with an absolute path of the label file."""
+        """Returns the layout as JSON, with an absolute path of the label file."""
         file = str(self.label_file.resolve()) if self.label_file is not None else None
         return {"nested": self.nested, "label_file": file, "label_columns": list(self.label_columns)}
 
@@ -84,8 +84,7 @@ FOLDERS = Layout()
 def to_layout(label_file: object, label_columns: object, nested: object) -> Layout | None:
     """Builds a layout from the arguments of a Python call; None if all have their defaults (None, empty, None).
 
-    Raises:
-        ConfigError: an argument has a wrong type, or two arguments cannot be combined.
+    Raises a ConfigError if an argument has a wrong type, or two arguments cannot be combined.
     """
     file = to_optional_path("label_file", label_file)
     if isinstance(label_columns, str) or not isinstance(label_columns, Sequence):
@@ -158,8 +157,6 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
 
 
 class _Row(NamedTuple):
-    """A row of the table whose photo exists."""
-
     line: int
     path: str
     label: str
@@ -178,7 +175,7 @@ def _rows(
         if path is None:
             absent.append((line, cell))
         else:
-            name = unicodedata.normalize("NFC", " ".join(text.split()))
+            name = composed(" ".join(text.split()))
             rows.append(_Row(line, path, name, splits[index] if splits is not None else None))
     return rows, absent
 

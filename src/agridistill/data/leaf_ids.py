@@ -25,9 +25,17 @@ from typing import NamedTuple
 
 from agridistill.data.datasets import leaves_by_name
 from agridistill.data.folder import PhotoFolder, Sample
-from agridistill.data.inspection import Inspection, digests_of_photos, looks_of, phashes_of
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.inspection import (
+    Inspection,
+    groups_of_copies,
+    identical_groups,
+    inspect_photos,
+    phashes_of,
+    usable_samples,
+)
+from agridistill.data.likeness import merge_groups, near_groups
 from agridistill.manifest import composed
+from agridistill.progress import ProgressCallback, silent
 
 _SUFFIX = r"(?:jpe?g|jfif|jpe|png|bmp|webp|tiff?)"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -87,18 +95,30 @@ class _Photo(NamedTuple):
         return not self.in_made_folder and self.named_original is None and not _is_numbered(self.stem)
 
 
+def read_samples(
+    folder: PhotoFolder, *, progress: ProgressCallback = silent
+) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...], Inspection]:
+    """Reads all photos of a folder, and gives the readable ones leaf ids.
+
+    Returns these samples, a pair (path, reason) for each unreadable photo, and the records of all photos. Raises the
+    errors of `usable_samples` and `assign_leaf_ids`.
+    """
+    inspection = inspect_photos(folder, remember=True, progress=progress)
+    readable, unreadable = usable_samples(folder, inspection)
+    return assign_leaf_ids(folder, readable, inspection), unreadable, inspection
+
+
 def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
     """Gives each of the readable samples a leaf id; photos that may show the same leaf get the same id.
 
     Two photos get the same id if
 
     - their file names show it, in a data set of `DATASETS` (`leaves_by_name`);
-    - they are identical files, or copies of one photo, also flipped, turned or scaled (`copy_groups`);
+    - they are identical files, or copies of one photo, also flipped, turned or scaled (`groups_of_copies`);
     - they have one label and names of copies that augmentation tools made from one photo (`sibling_groups`);
     - they have one label and look alike (`near_groups`), unless the first rule applies to both.
 
-    Raises:
-        DataError: `leaf-map.json` is damaged.
+    Raises a DataError if `leaf-map.json` is damaged.
     """
     chosen = tuple(samples)
     named = leaves_by_name(folder.root, chosen, folder.classes)
@@ -107,8 +127,8 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
         by_leaf[leaf].append(path)
     groups = [
         *by_leaf.values(),
-        *exact_groups(digests_of_photos(chosen, inspection)),
-        *copy_groups(looks_of(chosen, inspection)),
+        *identical_groups(chosen, inspection),
+        *groups_of_copies(chosen, inspection),
         *sibling_groups(chosen, split_folders=folder.in_split_folders),
     ]
     for label in {sample.label for sample in chosen}:
@@ -240,7 +260,6 @@ def _is_numbered(stem: str) -> bool:
 
 
 def _gaps(stem: str) -> list[tuple[int, int]]:
-    """Returns the start and end of each separator between the words of a name."""
     return [match.span() for match in re.finditer(_GAP, stem) if match.start() > 0 and match.end() < len(stem)]
 
 

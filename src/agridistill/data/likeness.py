@@ -13,7 +13,6 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -212,39 +211,34 @@ def _groups_of_two(paths_of: Mapping[Any, list[str]], pairs: Pairs) -> list[list
     return sorted(sorted(paths) for paths in merged.values() if len(paths) > 1)
 
 
-@dataclass(frozen=True)
-class LearntPhotos:
-    """Hashes of the photos that a model was trained on, by which `evaluate` recognises them in other folders.
+LearntPhotos = frozenset[bytes]
+"""A hash of five bytes for each photo that a model was trained on, by which `evaluate` recognises them elsewhere.
 
-    They include the photos for validation, and all photos of the teacher and of the run that the training started from.
-    Copies are recognised, too: all renamed, flipped or turned ones, and about nine in ten resized or recompressed ones.
-    A file next to the model stores five bytes for each photo, which do not reveal what the photo shows.
-    """
+They include the photos for validation, and all photos of the teacher and of the run that the training started from.
+Copies are recognised, too: all renamed, flipped or turned ones, and about nine in ten resized or recompressed ones.
+The hashes are in a file next to the model, and do not reveal what a photo shows.
+"""
 
-    entries: frozenset[bytes]  # a hash of five bytes for each photo
 
-    def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """Counts the photos that the model was trained on, each given by its hashes in all turns and flips."""
-        return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
+def count_learnt(learnt: LearntPhotos, photos: Iterable[Iterable[int]]) -> int:
+    """Counts the photos that a model was trained on, each given by its hashes in all turns and flips."""
+    return sum(any(_entry(phash) in learnt for phash in phashes) for phashes in photos)
 
 
 def learnt_path(model: Path) -> Path:
-    """Returns the path of a model's `LearntPhotos` file: `RUN/learnt.bin` for a run folder, `X.learnt` for `X.onnx`."""
+    """Returns the path of a model's file of learnt photos: `RUN/learnt.bin` for a run, `X.learnt` for `X.onnx`."""
     return model / LEARNT_NAME if model.is_dir() else model.with_suffix(_LEARNT_SUFFIX)
 
 
 def write_learnt(
     path: Path, data_fingerprint: str, phashes: Iterable[int], inherited: Iterable[LearntPhotos] = ()
 ) -> None:
-    """Writes the file that identifies the training photos of a model (`LearntPhotos`), atomically.
+    """Writes the file of a model's `LearntPhotos`, from 64-bit perceptual hashes of its training and validation photos.
 
-    Args:
-        path: the result of `learnt_path`.
-        data_fingerprint: the data fingerprint in the model's manifest; `read_learnt` refuses a file with another one.
-        phashes: 64-bit perceptual hashes of the photos for training and validation.
-        inherited: the photos of the teacher and of the run that the training started from.
+    `inherited` are the photos of the teacher and of the run that the training started from. `read_learnt` refuses the
+    file if the model's manifest has another data fingerprint.
     """
-    entries = sorted({_entry(phash) for phash in phashes}.union(*(each.entries for each in inherited)))
+    entries = sorted({_entry(phash) for phash in phashes}.union(*inherited))
     with replacing(path) as temporary:
         temporary.write_bytes(_head(data_fingerprint) + b"".join(entries))
 

@@ -59,11 +59,8 @@ Item = tuple[Pixels, int, ViewKey]
 class PhotoDataset(Dataset[Item | None]):
     """A map-style data set of photos; its index is a `ViewKey`, its items are (pixels, label, key).
 
-    Args:
-        samples: the photos; `ViewKey.position` is an index into them.
-        augmentation: the settings of the views; None yields every photo unchanged.
-        keep_views: draws each view only once and caches its pixels on the disk; see `KeptViews`.
-        unlabelled_root: the folder of the samples without a label, if there are any.
+    Without `augmentation`, every photo is unchanged. `keep_views` draws each view only once and caches its pixels on
+    the disk; see `KeptViews`. `unlabelled_root` is the folder of the samples without a label, if there are any.
     """
 
     def __init__(
@@ -194,16 +191,9 @@ class ViewSampler(Sampler[ViewKey]):
     Photos without labels are spread evenly, so that each batch has nearly the same number of them; `balance` concerns
     only the others.
 
-    The photos of a training step are divided between the processes, so that their number does not change the result.
-    Lightning calls `set_epoch` before each epoch, also after a resume.
-
-    Args:
-        viewing: the photos and their views.
-        seed: seed of the order and of each photo's first view.
-        batch_size: photos in a training step, over all processes; an incomplete last batch is dropped.
-        balance: uses each class equally often.
-        rank: rank of this process, from 0.
-        world: number of processes; the batch size must be a multiple of it.
+    The photos of a training step are divided between the processes, so that their number does not change the result:
+    `batch_size`, the photos in a step over all of them, must be a multiple of `world`. An incomplete last batch is
+    dropped. Lightning calls `set_epoch` before each epoch, also after a resume.
     """
 
     def __init__(
@@ -309,12 +299,8 @@ def _yield_to_training(worker: int) -> None:
 class PhotoDataModule(lightning.LightningDataModule):
     """Provides the batches for training and validation to Lightning's `Trainer`.
 
-    Args:
-        viewing: the training photos and their views.
-        val: the validation photos, which are not augmented.
-        batch_size: photos in a training step, over all processes.
-        workers: loader processes for each training process; 0 reads in the training process.
-        balance: uses each class equally often; see `ViewSampler`.
+    The validation photos are not augmented. `batch_size` counts the photos in a training step over all processes,
+    `workers` the loader processes for each of them; 0 reads in the training process.
     """
 
     def __init__(

@@ -19,18 +19,10 @@ from agridistill.data.folder import (
     left_out,
     require_outside,
 )
-from agridistill.data.inspection import (
-    Inspection,
-    InspectionStore,
-    digests_of_photos,
-    fingerprint,
-    inspect_photos,
-    looks_of,
-    usable_samples,
-)
+from agridistill.data.inspection import Inspection, fingerprint, groups_of_copies, identical_groups
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups
+from agridistill.data.leaf_ids import read_samples, unknown_originals, without_original
+from agridistill.data.likeness import merge_groups
 from agridistill.data.split import Split, make_split, match_split, read_split, unnamed_photos, write_split
 from agridistill.data.structure import alike_in_words
 from agridistill.data.unlabelled import UnlabelledPhotos
@@ -65,8 +57,7 @@ class PreparedData:
     def report(self, *, conflicts: float, option: str) -> None:
         """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
 
-        Raises:
-            DataError: a larger share of photos than `conflicts` (set by `option`) has copies under other labels.
+        Raises a DataError if a larger share of photos than `conflicts` (set by `option`) has copies under other labels.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
@@ -123,13 +114,8 @@ def prepare_data(
     """Reads all photos of a data folder and splits them into train, val and test, with no leaf in two parts.
 
     A split may be given by a split file, by train/val/test folders or by a column of the label file. It is not changed,
-    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
-
-    Args:
-        layout: where the label of each photo comes from.
-        split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
-        val_fraction: share of each class's photos in val, if no val is given; `test_fraction` is that in test.
-        split_seed: seed of the split, if val or test is not given.
+    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train, by
+    `split_seed` and the share of each class's photos that it should have.
 
     Raises:
         DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no
@@ -146,9 +132,7 @@ def prepare_data(
     for line in (*left_out(folder), *notes, *unnamed):
         logger.warning("data folder '%s': %s", root, line)
     cut: frozenset[str] = frozenset()
-    inspection = inspect_photos(folder, store=InspectionStore(root), progress=progress)
-    readable, skipped = usable_samples(folder, inspection)
-    samples = assign_leaf_ids(folder, readable, inspection)
+    samples, skipped, inspection = read_samples(folder, progress=progress)
     if part_of is None:
         part_of, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
     parts = {name: tuple(one for one in samples if part_of.get(one.path) == name) for name in SPLIT_NAMES}
@@ -189,14 +173,11 @@ def split_data(
 ) -> PreparedData:
     """Splits a data folder as `prepare_data` does, and writes the split to a JSON file that several runs can use.
 
-    Args:
-        out: the split file to write; it must not be in the data folder.
-        conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
-        force: replaces an existing file.
+    `conflicts` is the largest allowed share, 0 to 1, of photos that have copies under other labels.
 
     Raises:
-        DataError: `out` exists and `force` is False, too many photos have copies under other labels, or `prepare_data`
-            fails.
+        DataError: `out` exists and `force` is False or it is in the data folder, too many photos have copies under
+            other labels, or `prepare_data` fails.
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
@@ -257,8 +238,8 @@ def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tup
         labels_of[sample.leaf_id].add(sample.label)
     # All copies of a photo have one leaf id: only leaves with several labels need to be compared.
     mixed = [sample for sample in samples if len(labels_of[sample.leaf_id]) > 1]
-    exact, copies = exact_groups(digests_of_photos(mixed, inspection)), copy_groups(looks_of(mixed, inspection))
-    merged = merge_groups((sample.path for sample in mixed), (*exact, *copies))
+    groups = (*identical_groups(mixed, inspection), *groups_of_copies(mixed, inspection))
+    merged = merge_groups((sample.path for sample in mixed), groups)
     return conflicting_groups(map(sorted, merged), {sample.path: sample.label for sample in mixed})
 
 

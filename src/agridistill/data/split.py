@@ -52,8 +52,7 @@ def make_split(
     one leaf is only in train, one with two leaves is in train and test, and one with more leaves is in all parts. A
     fraction of 0 leaves its part empty. The order of the samples does not matter.
 
-    Raises:
-        DataError: a fraction is negative, their sum is not below 1, or there are too few leaves to fill a part.
+    Raises a DataError if a fraction is negative, their sum is not below 1, or there are too few leaves to fill a part.
     """
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         got = f"{val_fraction} and {test_fraction}"
@@ -77,8 +76,6 @@ def make_split(
 
 
 class _LeafGroup(NamedTuple):
-    """The photos of one leaf."""
-
     paths: tuple[str, ...]  # sorted
     counts: tuple[tuple[int, int], ...]  # (class, number of photos); several pairs only if the leaf has two labels
 
@@ -213,8 +210,7 @@ def write_split(
 def read_split(path: Path) -> Split:
     """Reads and checks a file that `write_split` wrote.
 
-    Raises:
-        DataError: the file does not exist, is damaged or has another format version, or a photo is in it twice.
+    Raises a DataError if it does not exist, is damaged or has another format version, or a photo is in it twice.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -249,8 +245,7 @@ def digests_of(split: Split) -> dict[str, str]:
 def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
     """Returns `Sample.path` -> "train", "val" or "test" for the photos of a split, also in another Unicode normal form.
 
-    Raises:
-        DataError: a photo of the split is not in the data folder.
+    Raises a DataError if a photo of the split is not in the data folder.
     """
     paths = {sample.path for sample in samples}
     # On another system, the same names may have another Unicode normal form.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
 def _split_and_rest(name: str) -> tuple[str | None, str]:
     """Returns the split that one word of a name means, and the other words except those such as "images"."""
     splits, rest = [], []
-    for word in re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).casefold()):
+    for word in re.findall(r"[^\W_]+", composed(name).casefold()):
         split = next((split for split, pattern in _SPLIT_WORDS.items() if pattern.fullmatch(word)), None)
         if split is not None:
             splits.append(split)

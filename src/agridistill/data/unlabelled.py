@@ -12,14 +12,13 @@ from pathlib import Path
 from agridistill.data.folder import UNLABELLED, PhotoFolder, Sample, files_in
 from agridistill.data.inspection import (
     Inspection,
-    InspectionStore,
-    digests_of_photos,
     fingerprint,
+    groups_of_copies,
+    identical_groups,
     inspect_photos,
-    looks_of,
     phashes_of,
 )
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.likeness import merge_groups, near_groups
 from agridistill.errors import DataError
 from agridistill.photo_files import counts_by_suffix, how_to_read, passed_over
 from agridistill.progress import ProgressCallback, silent
@@ -101,7 +100,7 @@ def find_unlabelled(
             raise DataError(expected, got, "put them back, or pass the folder that holds them as --unlabelled")
         photos, others = sorted(only), []
     samples = tuple(Sample(path, UNLABELLED, path) for path in sorted(photos))
-    own = inspect_photos(PhotoFolder(root, (), samples), store=InspectionStore(root), progress=progress)
+    own = inspect_photos(PhotoFolder(root, (), samples), remember=True, progress=progress)
     skipped = tuple((sample.path, error) for sample in samples if (error := own[sample.path].error) is not None)
     for path, reason in skipped:
         logger.warning("left out: the unreadable photo %s (%s)", root / path, reason)
@@ -136,8 +135,8 @@ def _seen_in(
     part_of = {str(number): name for number, (name, _, _) in enumerate(entries)}
     records = {str(number): record for number, (_, _, record) in enumerate(entries)}
     groups = [
-        *exact_groups(digests_of_photos(numbered, records)),
-        *copy_groups(looks_of(numbered, records)),
+        *identical_groups(numbered, records),
+        *groups_of_copies(numbered, records),
         *near_groups(phashes_of((photo for photo in numbered if part_of[photo.path] != "train"), records)),
     ]
     seen: dict[str, str] = {}

@@ -109,16 +109,9 @@ def view_seed(seed: int, view: int, path: str) -> int:
 
 
 def render_view(image: Image.Image, seed: int, augmentation: Augmentation, preprocessing: Preprocessing) -> Pixels:
-    """Draws a view: a randomly cropped, turned and recoloured copy of a photo. Equal seeds give equal pixels.
+    """Draws a view: a randomly cropped, turned and recoloured copy of an RGB photo. Equal seeds give equal pixels.
 
-    Args:
-        image: the photo, RGB.
-        seed: the result of `view_seed`.
-        augmentation: how far the view may differ from the photo.
-        preprocessing: gives the size of the view, and whether the photo is cropped to a square.
-
-    Returns:
-        `(size, size, 3)` uint8, RGB, C-contiguous.
+    `seed` is the result of `view_seed`. Returns `(size, size, 3)` uint8, RGB, C-contiguous.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     box = _draw_box(rng, image.width, image.height, augmentation, preprocessing)
@@ -196,12 +189,9 @@ def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> I
 
 
 class DerivedCache:
-    """A disk cache for files that are computed from the photos of one data folder.
+    """A disk cache for files that are computed from the photos of a data folder: the folder `name` in the user's cache.
 
-    Args:
-        name: name of the cache, a folder in the user's cache folder.
-        root: the data folder.
-        recipe: a text with all settings that the files depend on; the versions of the libraries are added.
+    `recipe` is a text with all settings that the files depend on; the versions of the libraries are added.
     """
 
     def __init__(self, name: str, root: Path, recipe: str) -> None:

@@ -1,8 +1,6 @@
-"""Fits the values of a model that depend on photos and are not weights.
+"""Fits the values of a model that depend on photos and are not weights: temperature, threshold, familiar photos.
 
-This covers the temperature and the abstention threshold, with the coverage and accuracy to expect on new photos; the
-statistics of familiar photos; and the choice of photos for the int8 value ranges. Training and export use the same
-functions, so a run and its exported models give the same verdicts.
+Training and export use the same functions, so a run and its exported models give the same verdicts.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Answering:
     cross_validated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Returns every figure as JSON, under the keys of the table `measured` in the manifest."""
+        """Returns every figure, under the keys of the table `measured` in the manifest."""
         return {
             "calibration_error": self.calibration_error,
             "temperature": self.temperature,
@@ -79,18 +77,11 @@ class Answering:
 
 
 def fit_answering(val: LabelledLogits, wanted: float = WANTED_ANSWERS) -> Answering:
-    """Fits the temperature and the abstention threshold on validation photos.
+    """Fits the temperature and the abstention threshold on at least 1 validation photo.
 
-    Both are fitted on all the photos. With fewer than 200 photos, coverage, accuracy and calibration error come from
-    cross-validation with five folds: each fold is answered with the temperature and the threshold that were fitted on
-    the other four. All photos of a leaf are in the same fold.
-
-    Args:
-        val: logits and labels of at least 1 validation photo.
-        wanted: the share of right answers that the threshold should reach, 0 to 1.
-
-    Raises:
-        ValueError: `val` has no photos.
+    With fewer than 200 photos, coverage, accuracy and calibration error come from cross-validation with five folds:
+    each fold is answered with the temperature and the threshold that were fitted on the other four. All photos of a
+    leaf are in the same fold. `wanted` is the share of right answers that the threshold should reach, 0 to 1.
     """
     temperature, point = _fit(val.logits, val.target, wanted)
     folds = _folds(val.leaf_ids)
@@ -133,8 +124,7 @@ def familiarity_of(
 ) -> Familiarity | None:
     """Fits the test for unfamiliar photos: what training photos look like, and a limit from validation photos.
 
-    Paths of the samples are relative to `root`. Returns None if fewer than 2 training photos or no validation photo can
-    be read.
+    Returns None if fewer than 2 training photos or no validation photo can be read.
     """
     begin(progress, "measuring how photos look")
     chosen = [samples[:: -(-len(samples) // _MOST_FAMILIAR_PHOTOS) or 1] for samples in (train, val)]
@@ -148,8 +138,7 @@ def familiarity_of(
 def representative_batches(root: Path, samples: Sequence[Sample], preprocessing: Preprocessing) -> Iterator[Tensor]:
     """Yields training photos to choose int8 ranges with: batches `(B, 3, S, S)` float32, normalised for the network.
 
-    Of more than 511 samples, 256 to 511 evenly spaced ones are used; their paths are relative to `root`. Unreadable
-    photos are left out.
+    Of more than 511 samples, 256 to 511 evenly spaced ones are used. Unreadable photos are left out.
     """
     step = max(1, len(samples) // REPRESENTATIVE_PHOTOS)
     for pixels in _readable(root, samples[::step], preprocessing):

@@ -146,15 +146,9 @@ def evaluate(
     skipped: Sequence[str] = (),
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
-    """Scores a model on labelled photos, which are read batch by batch.
+    """Scores a model on labelled photos, whose labels are indices into its classes; they are read batch by batch.
 
-    Args:
-        backend: the model, ready to run.
-        samples: the photos; `Sample.label` is an index into the classes of the model.
-        root: the folder that the paths of the samples are relative to.
-        split: name of the split that the samples belong to, which is stored in the result.
-        skipped: one line for each photo that the caller left out; the result lists these lines first.
-        progress: called with (photos done, photos in total).
+    `skipped` has one line for each photo that the caller left out; the result lists these lines first.
 
     Raises:
         DataError: there are no samples, or none of them can be read.
@@ -177,13 +171,8 @@ def evaluate_folder(
 ) -> EvaluationResult:
     """Scores a model on one split of a data folder, and logs the photos and files that it leaves out.
 
-    Args:
-        backend: the model, ready to run.
-        data: the data folder.
-        run: the model's run folder, whose `splits.json` is used if the model was trained on this data; None for an
-            exported model.
-        progress: called with (photos done, photos in total).
-        choice: arguments of `choose_photos`, such as `split`; the data may lack some of the model's classes.
+    `run` is the model's run folder, whose `splits.json` is used if the model was trained on this data; None for an
+    exported model. `choice` are arguments of `choose_photos`; the data may lack some of the model's classes.
 
     Raises:
         DataError: the folder or the split cannot be used.
@@ -227,10 +216,9 @@ def predict_logits(
     *,
     progress: ProgressCallback = silent,
 ) -> LabelledLogits:
-    """Runs a model over labelled photos, whose paths are relative to `root`; unreadable ones are listed in `skipped`.
+    """Runs a model over labelled photos; unreadable ones are listed in `skipped`.
 
-    Raises:
-        ModelError: the model's output is unusable.
+    Raises a ModelError if the model's output is unusable.
     """
     begin(progress, "classifying photos")
     logits: list[NDArray[np.float32]] = [np.empty((0, len(backend.manifest.classes)), np.float32)]
@@ -252,10 +240,7 @@ def predict_logits(
 def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> EvaluationResult:
     """Computes all metrics from a model's logits, which are divided by the manifest's temperature.
 
-    `split` is the name of the split, which is stored in the result.
-
-    Raises:
-        DataError: none of the photos could be read.
+    Raises a DataError if none of the photos could be read.
     """
     if not len(found.target):
         got = f"{len(found.skipped)} unreadable ones, the first: {found.skipped[0]}"
@@ -304,11 +289,8 @@ def predictions_on_test(
     """Returns the predictions of a run's model on the test split of the run.
 
     If `file` holds predictions of the same weights, it is read. Otherwise the model classifies the photos in `data`,
-    and the predictions are written to `file`.
-
-    Raises:
-        DataError: the data has changed.
-        RunError: a photo cannot be read, or `file` is damaged.
+    and the predictions are written to `file`. Raises a DataError if the data has changed, and a RunError if a photo
+    cannot be read or `file` is damaged.
     """
     manifest = backend.manifest
     wanted = {

@@ -8,8 +8,9 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,12 @@ from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, PhotoChoice, SplitChoice, choose_photos
 from agridistill.evaluation.metrics import CALIBRATION_BINS, abstention_point
 from agridistill.evaluation.robustness import robustness
-from agridistill.manifest import MANIFEST_NAME, read_manifest
-from agridistill.preprocess import read_photo, softmax
+from agridistill.manifest import MANIFEST_NAME, Preprocessing, read_manifest
+from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.engines import Backend
 from agridistill.runtime.predictor import read_pixels
 from agridistill.storage import write_json
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT_VERSION = 1
 WANTED_ACCURACY = 0.99
@@ -46,19 +44,10 @@ def gather_evidence(
 ) -> dict[str, Any]:
     """Measures what a report shows about a model besides its scores, on the photos of one split of `data`.
 
-    Args:
-        backend: the model, ready to run.
-        data: the data folder.
-        progress: called with (done, total) of each measurement.
-        choice: arguments of `choose_photos`, such as `split`.
-
-    Returns:
-        A JSON document: "reliability", "selective" (accuracy against coverage), "robustness", "mistakes", and the keys
-        that describe the model and its photos: "format_version", "model", "precision", "weights_sha256", "classes",
-        "split", "photos".
-
-    Raises:
-        DataError: the data or its splits cannot be used.
+    `choice` are arguments of `choose_photos`. Returns a JSON document: "reliability", "selective" (accuracy against
+    coverage), "robustness", "mistakes", and the keys that describe the model and its photos: "format_version", "model",
+    "precision", "weights_sha256", "classes", "split", "photos". Raises a DataError if the data or its splits cannot be
+    used.
     """
     manifest, split = backend.manifest, choice.setdefault("split", "test")
 
@@ -84,7 +73,7 @@ def gather_evidence(
         "photos": len(answers.target),
         "reliability": _reliability(*_confident(answers, manifest.temperature)),
         "selective": _selective(val, answers, manifest.temperature),
-        "robustness": robustness(backend, chosen.samples, chosen.root, progress=progress).to_json(),
+        "robustness": asdict(robustness(backend, chosen.samples, chosen.root, progress=progress)),
         "mistakes": _mistakes(answers, chosen.samples, chosen.root, manifest.classes, manifest.temperature),
     }
 
@@ -172,25 +161,17 @@ def _mistakes(
 
 
 def thumbnail(path: Path) -> str:
-    """Returns the central square of a photo as a data URI with a JPEG of 160 x 160 pixels.
-
-    Raises:
-        PhotoError: the photo cannot be read.
-    """
-    photo = read_photo(path, shorter_side=2 * THUMBNAIL_PX)
-    short = min(photo.size)
-    left, top = (photo.width - short) / 2, (photo.height - short) / 2
-    square = photo.resize((THUMBNAIL_PX,) * 2, Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+    """Returns the central square of a photo as a data URI with a JPEG of 160 x 160 pixels; a PhotoError for damage."""
+    square = read_pixels(path, Preprocessing(THUMBNAIL_PX))
     held = io.BytesIO()
-    square.save(held, "JPEG", quality=82)
+    Image.fromarray(square).save(held, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
 
 
 def read_evidence(file: Path) -> dict[str, Any] | None:
     """Reads a JSON file of `gather_evidence`; returns None if it is missing or has another format version.
 
-    Raises:
-        RunError: the file is damaged.
+    Raises a RunError if the file is damaged.
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -211,14 +192,9 @@ def write_gallery(
 ) -> None:
     """Computes attention maps of several runs for the same photos, and writes them to the JSON file `file`.
 
-    If a network has no stage of stride 16, a warning is logged and `file` is deleted.
-
-    Args:
-        runs: run folders by name, at least one; all were trained on `data`.
-        data: the data folder.
-        file: the JSON file to write.
-        progress: called with (done, total) while photos are read.
-        choice: arguments of `choose_photos`, such as `split`; the photos come from the split of the first run.
+    If a network has no stage of stride 16, a warning is logged and `file` is deleted. `runs` are run folders by name,
+    at least one, all trained on `data`; the photos come from the split of the first. `choice` are arguments of
+    `choose_photos`.
     """
     manifests = {name: read_manifest(run / MANIFEST_NAME) for name, run in runs.items()}
     first = next(iter(runs))
@@ -238,24 +214,14 @@ def write_gallery(
 def gallery(
     runs: Mapping[str, Path], samples: Sequence[Sample], root: Path, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Computes attention maps of several runs over up to 12 photos: the channel mean of squared activations.
+    """Computes attention maps of several runs (folders by name) over up to 12 photos, at the stage of stride 16.
 
-    The maps come from the stage of stride 16. `runs` maps names to run folders; paths of the samples are relative to
-    `root`, and `classes` are the class names.
-
-    Returns:
-        One dict for each photo: "path", "truth", "photo" (a thumbnail as data URI) and "models", a list with "name",
-        "predicted", "probability" and "map" (rows of values, the largest 1) of each model.
-
-    Raises:
-        ModelError: a model has no stage of stride 16.
-        PhotoError: a photo cannot be read.
+    Returns one dict for each photo: "path", "truth", "photo" (a thumbnail as data URI) and "models", a list with
+    "name", "predicted", "probability" and "map" (rows of values, the largest 1) of each model. Raises a ModelError if a
+    model has no stage of stride 16, and a PhotoError if a photo cannot be read.
     """
     # torch takes seconds to load, and the evidence of an exported file does not need it.
-    import torch
-
-    from agridistill.losses.maps import unit_peak
-    from agridistill.models import LiveTeacher, load_network
+    from agridistill.models import TorchBackend, load_network
 
     chosen = _of_every_class(samples, _GALLERY_PHOTOS)
     entries: list[dict[str, Any]] = [
@@ -269,11 +235,10 @@ def gallery(
     ]
     for name, run in runs.items():
         network, manifest = load_network(run)
-        model = LiveTeacher(network, manifest.preprocessing, strides=(_GALLERY_STRIDE,))
+        backend = TorchBackend(network, manifest, attention_stride=_GALLERY_STRIDE)
         photos = np.stack([read_pixels(root / sample.path, manifest.preprocessing) for sample in chosen])
-        logits, maps, _ = model.outputs(torch.from_numpy(photos).permute(0, 3, 1, 2))
-        probabilities = softmax(logits.numpy(), manifest.temperature)
-        for entry, row, map_ in zip(entries, probabilities, unit_peak(maps[_GALLERY_STRIDE]), strict=True):
+        probabilities = softmax(backend.logits(photos), manifest.temperature)
+        for entry, row, map_ in zip(entries, probabilities, backend.attention(photos), strict=True):
             answer = int(row.argmax())
             entry["models"].append(
                 {

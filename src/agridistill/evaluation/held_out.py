@@ -13,17 +13,10 @@ from typing import Literal, NamedTuple, TypedDict
 
 from agridistill.arguments import described, to_path
 from agridistill.data.folder import SPLIT_NAMES, Sample, left_out
-from agridistill.data.inspection import (
-    Inspection,
-    InspectionStore,
-    fingerprint,
-    inspect_photos,
-    turned_phashes_of,
-    usable_samples,
-)
+from agridistill.data.inspection import Inspection, fingerprint, turned_phashes_of
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import assign_leaf_ids
-from agridistill.data.likeness import LearntPhotos, read_learnt
+from agridistill.data.leaf_ids import read_samples
+from agridistill.data.likeness import count_learnt, read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.manifest import ModelManifest, composed, require_same_classes
@@ -38,11 +31,7 @@ logger = logging.getLogger(__name__)
 def read_class_names(file: Path) -> dict[str, str]:
     """Reads a TOML file that gives the class of each folder: "late blight" = "Tomato___Late_blight".
 
-    Returns:
-        Folder name -> class name of the model.
-
-    Raises:
-        DataError: the file does not exist, is not TOML, or has a value that is not a string.
+    Raises a DataError if the file does not exist, is not TOML, or has a value that is not a string.
     """
     remedy = 'write a line for each folder: "folder name" = "model class"'
     document = read_toml(file, "a file of class names", damaged=remedy, error_type=DataError)
@@ -56,12 +45,8 @@ def read_class_names(file: Path) -> dict[str, str]:
 def to_class_names(value: object) -> dict[str, str]:
     """Converts the argument `class_names` of the Python API to a mapping: folder name -> class name of the model.
 
-    Args:
-        value: None (folders are named like the classes), a mapping, or the path of a file for `read_class_names`.
-
-    Raises:
-        ConfigError: `value` has another type.
-        DataError: the file cannot be used, or a key or value of the mapping is not a string.
+    It may be None (folders are named like the classes), a mapping, or the path of a file for `read_class_names`.
+    Raises a ConfigError for another type, and a DataError if the file or a key or value cannot be used.
     """
     if value is None:
         return {}
@@ -79,14 +64,8 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
     """Returns, for each class of the data, the index of the model's class that it belongs to.
 
     Several classes of the data may belong to one class of the model; the model may have classes that the data lacks.
-
-    Args:
-        model: the model's classes, in the order of its logits.
-        data: the data's classes, in the order of its labels.
-        names: class of the data -> class of the model, for classes whose names differ.
-
-    Raises:
-        ModelError: the model lacks a class of the data, or a class that `names` maps to.
+    `names` maps a class of the data to a class of the model, where these differ. Raises a ModelError if the model lacks
+    a class of the data, or a class that `names` maps to.
     """
     place = {composed(name): label for label, name in enumerate(model)}
     names = {composed(folder): name for folder, name in names.items()}
@@ -106,7 +85,6 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
 
 
 def _unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Returns one sentence that lists folders in `names` that the data lacks, or an empty list if there are none."""
     present = {composed(name) for name in data}
     unused = [folder for folder in names if composed(folder) not in present]
     if not unused:
@@ -175,18 +153,15 @@ def choose_photos(
     unless `split` is "train".
 
     Args:
-        manifest: the model's manifest.
         data: folder of class folders, or of train/val/test folders that hold class folders.
-        layout: where the labels are found.
         split: the split to choose. In a folder without splits, "test" chooses all photos if `learnt` shows that the
             model was trained on none of them.
-        split_file: file made by `data split`, or a run's `splits.json`; None without one.
+        split_file: file made by `data split`, or a run's `splits.json`.
         own_split: `splits.json` of the run that trained the model; None if unknown.
-        learnt: file with fingerprints of the model's training photos (see `data.likeness`); None without one.
+        learnt: file with fingerprints of the model's training photos (see `data.likeness`).
         class_names: folder name -> class of the model, for folders with other names. With a mapping, even an empty
             one, the data may lack some of the model's classes; with None it must have exactly these classes.
         against: an older model that is compared on the same photos; a warning is logged if it has learnt from them.
-        progress: called with (done, total) while the photos are checked.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
@@ -198,11 +173,9 @@ def choose_photos(
     if class_names is None:
         require_same_classes(manifest.classes, folder.classes)
     labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
-    inspection = inspect_photos(folder, store=InspectionStore(data), progress=progress)
-    readable, unreadable = usable_samples(folder, inspection)
-    samples = assign_leaf_ids(folder, readable, inspection)
+    samples, unreadable, inspection = read_samples(folder, progress=progress)
     whole = fingerprint(folder.classes, samples, inspection)
-    training = _Training.of(ModelOrigin(manifest, own_split, learnt), whole)
+    training = _Training(ModelOrigin(manifest, own_split, learnt), whole)
     named = given or (training.own if training.on_this_data else None)
     parts = match_split(named, folder.samples) if named is not None else folder.given_split
     if parts is None and split != "all":
@@ -224,7 +197,7 @@ def choose_photos(
         learnt_from = training.count(wanted, inspection)
         training.warn("the model", learnt_from, len(wanted), readable_parts, split)
         if against is not None:
-            others = _Training.of(against, whole)
+            others = _Training(against, whole)
             against_learnt_from = others.count(wanted, inspection)
             others.warn("the old model", against_learnt_from, len(wanted), readable_parts, split)
     return ChosenPhotos(
@@ -244,28 +217,21 @@ def choose_photos(
     )
 
 
-@dataclass(frozen=True)
 class _Training:
     """What is known about the training photos of a model, in relation to a folder."""
 
-    manifest: ModelManifest
-    own: Split | None  # the split of the run that trained it
-    known: LearntPhotos | None  # not read if the names in `own` are exact and all that the model has learnt from
-    on_this_data: bool  # whether the folder is the training data
-
-    @classmethod
-    def of(cls, origin: ModelOrigin, data_fingerprint: str) -> _Training:
-        manifest, own_split, learnt = origin
-        own = read_split(own_split) if own_split is not None and own_split.exists() else None
-        on_this_data = manifest.lineage.get("data_fingerprint") == data_fingerprint
-        by_name = own is not None and on_this_data and not manifest.lineage.get("unlabelled")
-        known = read_learnt(learnt, manifest) if learnt is not None and not by_name else None
-        return cls(manifest, own, known, on_this_data)
+    def __init__(self, origin: ModelOrigin, data_fingerprint: str) -> None:
+        self.manifest, own_split, learnt = origin
+        self.own = read_split(own_split) if own_split is not None and own_split.exists() else None
+        self.on_this_data = self.manifest.lineage.get("data_fingerprint") == data_fingerprint
+        # Not read if the names in `own` are exact and all that the model has learnt from.
+        by_name = self.own is not None and self.on_this_data and not self.manifest.lineage.get("unlabelled")
+        self.known = read_learnt(learnt, self.manifest) if learnt is not None and not by_name else None
 
     def count(self, photos: Sequence[Sample], inspection: Inspection) -> int | None:
         """Counts the photos that are known to be from the training; None if nothing is known."""
         if self.known is not None:
-            return self.known.count(turned_phashes_of(photos, inspection).values())
+            return count_learnt(self.known, turned_phashes_of(photos, inspection).values())
         return len(set(self.own.train) & {sample.path for sample in photos}) if self.own is not None else None
 
     def warn(self, whose: str, met: int | None, photos: int, parts: Mapping[str, str], split: SplitChoice) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,93 +147,77 @@ class Findings:
         return self.level == "usable"
 
 
-def learning_remarks(found: Findings) -> list[str]:
-    """Returns a sentence if the training ended too early or failed, else an empty list."""
+def learning_remarks(found: Findings) -> Iterator[str]:
+    """Yields a sentence if the training ended too early or failed."""
     learning, progress = found.learning, found.progress
+    epochs = count(learning.epochs, "epoch")
     if progress == "still improving":
         last, before = learning.ends("val/accuracy")
-        return [
+        yield (
             f"It was still improving when it stopped: from {number(before)} to {percent(last)} of the validation "
             "photos in the last epochs."
-        ]
-    if found.good:
-        return []
-    epochs = count(learning.epochs, "epoch")
-    if progress == "never began":
-        return [f"It never began to learn: after {epochs} it is no better on validation photos than chance."]
-    if progress == "memorised":
-        return ["It memorised its training photos and learnt nothing that helps with other photos."]
-    if progress == "stopped":
+        )
+    elif found.good:
+        return
+    elif progress == "never began":
+        yield f"It never began to learn: after {epochs} it is no better on validation photos than chance."
+    elif progress == "memorised":
+        yield "It memorised its training photos and learnt nothing that helps with other photos."
+    elif progress == "stopped":
         best = learning.best_epoch
-        return [f"It stopped learning after epoch {best} of {learning.epochs}: more epochs alone will not help."]
-    if 0 < learning.epochs < MIN_EPOCHS:
-        return [f"It trained for {epochs} only, too few to tell whether it was still improving."]
-    return []
+        yield f"It stopped learning after epoch {best} of {learning.epochs}: more epochs alone will not help."
+    elif 0 < learning.epochs < MIN_EPOCHS:
+        yield f"It trained for {epochs} only, too few to tell whether it was still improving."
 
 
-def advice_on(found: Findings) -> list[str]:
-    """Returns sentences of advice for a better model, the most helpful first; an empty list if none is needed."""
-    size = found.result.image_size
-    return [
-        *(
-            [
-                "Start from pretrained weights: agridistill train uses them by default, --weights FILE takes others. "
-                "A few photos are not enough to train a network from random weights."
-            ]
-            if found.learning.from_scratch and not found.good
-            else []
-        ),
-        *_epochs_advice(found),
-        *_photos_advice(found),
-        *_unlabelled_advice(found.learning),
-        *(
-            [f"Show it more detail: --image-size {LARGER_IMAGE} (it was {size})."]
-            if size < SMALL_IMAGE and not found.good
-            else []
-        ),
-        *_test_advice(found.result, hopeless=found.level == "unusable"),
-    ]
+def advice_on(found: Findings) -> Iterator[str]:
+    """Yields sentences of advice for a better model, the most helpful first."""
+    learning, size = found.learning, found.result.image_size
+    if learning.from_scratch and not found.good:
+        yield (
+            "Start from pretrained weights: agridistill train uses them by default, --weights FILE takes others. "
+            "A few photos are not enough to train a network from random weights."
+        )
+    yield from _epochs_advice(found)
+    yield from _photos_advice(found)
+    counts = learning.train_photos or {}
+    if learning.could_use_unlabelled and sum(counts.values()) < FEW_LABELS * len(counts):
+        yield "Add photos of the same kind without labels, from which the teacher teaches as well: --unlabelled DIR."
+    if size < SMALL_IMAGE and not found.good:
+        yield f"Show it more detail: --image-size {LARGER_IMAGE} (it was {size})."
+    yield from _test_advice(found.result, hopeless=found.level == "unusable")
 
 
-def _epochs_advice(found: Findings) -> list[str]:
+def _epochs_advice(found: Findings) -> Iterator[str]:
     epochs, progress = found.learning.epochs, found.progress
-    longer = f"Train longer: --epochs {max(2 * epochs, SOME_EPOCHS)} (it was {epochs})."
-    if progress == "still improving":
-        return [longer]
-    if found.good:
-        return []
-    if progress == "never began":
-        return [longer, "Check the labels (agridistill data check), and try another learning rate (--lr)."]
-    return [longer] if 0 < epochs < MIN_EPOCHS else []
+    few = not found.good and (progress == "never began" or 0 < epochs < MIN_EPOCHS)
+    if progress == "still improving" or few:
+        yield f"Train longer: --epochs {max(2 * epochs, SOME_EPOCHS)} (it was {epochs})."
+    if progress == "never began" and not found.good:
+        yield "Check the labels (agridistill data check), and try another learning rate (--lr)."
 
 
-def _photos_advice(found: Findings) -> list[str]:
+def _photos_advice(found: Findings) -> Iterator[str]:
     result, counts = found.result, found.learning.train_photos or {}
     if found.level != "unusable":
         never = [scores for scores in result.per_class if scores.photos and not result.named_photos[scores.name]]
         lacking = dict.fromkeys(scores.name for scores in (*never, *found.weak))
+        for name in lacking:
+            if name in counts:
+                yield f"Add photos of '{name}': it {_aim(counts[name])}."
+            else:
+                yield f"Add photos of '{name}', of other plants and days."
         if lacking:
-            return [
-                f"Add photos of '{name}': it {_aim(counts[name])}."
-                if name in counts
-                else f"Add photos of '{name}', of other plants and days."
-                for name in lacking
-            ]
+            return
     if found.good:
-        return []
+        return
     if not counts:
-        return ["Add photos of every class, of other plants and days."]
+        yield "Add photos of every class, of other plants and days."
+        return
     fewest = min(counts, key=lambda name: counts[name])
-    if found.progress in ("never began", "still improving") and counts[fewest] >= PHOTO_STEPS[0]:
-        return []  # these photos are enough to learn from
-    return [f"Add photos of every class, of other plants and days; '{fewest}' {_aim(counts[fewest])}."]
-
-
-def _unlabelled_advice(learning: Learning) -> list[str]:
-    counts = learning.train_photos or {}
-    if not learning.could_use_unlabelled or sum(counts.values()) >= FEW_LABELS * len(counts):
-        return []
-    return ["Add photos of the same kind without labels, from which the teacher teaches as well: --unlabelled DIR."]
+    # Fewer photos than the first step are too few to learn from.
+    if found.progress not in ("never began", "still improving") or counts[fewest] < PHOTO_STEPS[0]:
+        yield f"Add photos of every class, of other plants and days; '{fewest}' {_aim(counts[fewest])}."
 
 
 def _aim(photos: int) -> str:
@@ -242,26 +226,23 @@ def _aim(photos: int) -> str:
     return f"has {photos} for training, aim at {aim}"
 
 
-def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
+def _test_advice(result: EvaluationResult, *, hopeless: bool) -> Iterator[str]:
     if result.split == "train":
-        return ["Evaluate it on photos that it did not learn from (--split test)."]
-    advice = []
+        yield "Evaluate it on photos that it did not learn from (--split test)."
+        return
     if any(not scores.photos for scores in result.per_class):
-        advice.append(f"Label photos of the classes that were not tested, of at least {TESTABLE_LEAVES} leaves each.")
+        yield f"Label photos of the classes that were not tested, of at least {TESTABLE_LEAVES} leaves each."
     low, high = result.accuracy_ci95
     if high - low > WIDE_INTERVAL and not hopeless:
         # With an accuracy near 0 or 1 the formula would ask for almost no photos.
         spread = min(max(result.accuracy, 0.5), 0.9)
         wanted = spread * (1 - spread) * (2 * _Z / WIDE_INTERVAL) ** 2
         tens = math.ceil(max(wanted, result.photos + 1) / 10)
-        advice.append(
-            f"Test it on at least {10 * tens} photos, each of another leaf (evaluate RUN FOLDER --split all)."
-        )
-    return advice
+        yield f"Test it on at least {10 * tens} photos, each of another leaf (evaluate RUN FOLDER --split all)."
 
 
 def percent(share: float) -> str:
-    """Formats a share, 0 to 1, as a percentage, such as "95 %"; `number` says how it is rounded."""
+    """Formats a share, 0 to 1, as a percentage, such as "95 %"; see `number`."""
     return f"{number(share)} %"
 
 

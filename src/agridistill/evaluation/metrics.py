@@ -1,9 +1,9 @@
-"""Computes metrics, as pure functions of logits, labels and leaf ids."""
+"""Computes metrics of a model, and compares two models on the same photos, as pure functions of numpy arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 import sklearn.metrics
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import binomtest
 
 from agridistill.preprocess import softmax
 
@@ -49,14 +50,7 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> In
     confidence interval methods for binomial proportions in clustered surveys") recommend with Wilson's interval. deff
     is the cluster-robust variance of the mean divided by the binomial variance, at least 1. If it cannot be estimated
     (all right, all wrong, or one leaf), the photos of a leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish
-    1965).
-
-    Args:
-        correct: `(N,)`, whether each photo was classified correctly.
-        leaf_ids: the leaf id of each of the N photos.
-
-    Raises:
-        ValueError: there are no photos, or the lengths differ.
+    1965). The arguments and errors are those of `effective_sample_size`.
 
     Example:
         >>> interval = accuracy_interval(np.array([True] * 9 + [False]), list("abcdefghij"))
@@ -88,20 +82,16 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
 
 
 def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str], *, pseudo_leaves: int = 0) -> float:
-    """Returns how many independent photos would measure a mean as precisely as N photos with several of one leaf.
+    """Returns how many independent photos, above 0 and at most N, would measure a mean as precisely as N photos.
 
     Args:
         values: `(N,)`, what is averaged: whether each photo was classified correctly, or the difference of two models.
-        leaf_ids: the leaf id of each of the N photos.
+        leaf_ids: the leaf id of each of the N photos, several of which may show one leaf.
         pseudo_leaves: number of further leaves of typical size, all of whose photos are assumed to differ by 1 from the
             mean. If few values differ from the others, one such leaf avoids the conclusion that photos of one leaf are
             independent.
 
-    Returns:
-        A number above 0, at most N; `accuracy_interval` describes the estimate.
-
-    Raises:
-        ValueError: there are no photos, or the lengths differ.
+    Raises a ValueError if there are no photos, or the lengths differ.
     """
     count = len(values)
     if count == 0 or len(leaf_ids) != count:
@@ -123,13 +113,7 @@ def effective_sample_size(values: NDArray[Any], leaf_ids: Sequence[str], *, pseu
 
 
 def class_scores(preds: Labels, target: Labels, classes: Sequence[str]) -> tuple[ClassScores, ...]:
-    """Computes precision, recall and F1 of each class, in the order of `classes`.
-
-    Args:
-        preds: `(N,)` predicted class indices.
-        target: `(N,)` true class indices.
-        classes: the class names.
-    """
+    """Computes precision, recall and F1 of each class from predicted and true class indices, both `(N,)`."""
     columns = sklearn.metrics.precision_recall_fscore_support(
         target, preds, labels=range(len(classes)), zero_division=0
     )
@@ -156,17 +140,10 @@ def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: f
 
 
 def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bins: int = CALIBRATION_BINS) -> float:
-    """Computes the expected calibration error: the mean gap between confidence and accuracy.
+    """Computes the expected calibration error, 0 to 1: the mean gap between confidence and accuracy.
 
-    This is equation 3 of Guo et al. 2017, arXiv 1706.04599.
-
-    Args:
-        probabilities: `(N, K)`, rows sum to 1.
-        target: `(N,)` class indices.
-        bins: number of bins of equal width over the top-1 confidence; a bin excludes its lower edge.
-
-    Returns:
-        A value from 0 (calibrated) to 1.
+    This is equation 3 of Guo et al. 2017, arXiv 1706.04599. The probabilities are `(N, K)`, with rows that sum to 1,
+    the class indices `(N,)`. The bins of the top-1 confidence have equal width; each excludes its lower edge.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == target
@@ -177,22 +154,13 @@ def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bin
 
 
 def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
-    """Finds the temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+    """Finds the temperature, 0.05 to 20, with the least negative log-likelihood.
 
-    This likelihood is convex in 1 / T, so bisection in log T finds the minimum. Pass validation photos, never photos
-    that the model was trained on.
-
-    Args:
-        logits: `(N, K)`.
-        target: `(N,)` class indices.
-
-    Returns:
-        A temperature from 0.05 to 20. If every photo is classified correctly, the likelihood has no maximum: each of
-        the N labels then counts with probability (N + 1) / (N + 2) (Platt 1999, "Probabilistic outputs for support
-        vector machines"), so that later mistakes do not get a confidence of nearly 1.
-
-    Raises:
-        ValueError: there are no photos.
+    The logits are `(N, K)`, the class indices `(N,)`. This likelihood is convex in 1 / T, so bisection in log T finds
+    the minimum (Guo et al. 2017, arXiv 1706.04599, section 4.2). Pass validation photos, never photos that the model
+    was trained on. If every photo is classified correctly, the likelihood has no maximum: each of the N labels then
+    counts with probability (N + 1) / (N + 2) (Platt 1999, "Probabilistic outputs for support vector machines"), so that
+    later mistakes do not get a confidence of nearly 1. Raises a ValueError if there are no photos.
     """
     if len(target) == 0:
         raise ValueError("expected at least 1 photo to fit a temperature, got none")
@@ -239,18 +207,11 @@ class AbstentionPoint(NamedTuple):
 def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_], accuracy: float) -> AbstentionPoint:
     """Finds the threshold for a wanted accuracy of the answers that gives the most answers (El-Yaniv & Wiener 2010).
 
-    Args:
-        confidence: `(N,)`, top probability of each photo.
-        correct: `(N,)`, whether the top class is right.
-        accuracy: wanted share of right answers, 0 to 1.
-
-    Returns:
-        The lowest threshold that reaches `accuracy` and answers at least a tenth of the photos; 0, with coverage 1, if
-        the answers to all photos reach it. If no threshold does, `reached` is False, and the threshold is the one with
-        the largest share of right answers among those that answer at least half of the photos.
-
-    Raises:
-        ValueError: there are no photos.
+    `confidence` is the top probability of each photo, `(N,)`, `correct` whether the top class is right. The result is
+    the lowest threshold that reaches `accuracy` and answers at least a tenth of the photos; 0, with coverage 1, if the
+    answers to all photos reach it. If no threshold does, `reached` is False, and the threshold is the one with the
+    largest share of right answers among those that answer at least half of the photos. Raises a ValueError if there are
+    no photos.
 
     Example:
         >>> abstention_point(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]), 1.0)
@@ -279,3 +240,114 @@ def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_]
         float(share[chosen]),
         reached=bool(len(good)),
     )
+
+
+_STEPS = 60  # bisections of a range of 2: more digits than a float64 has
+
+
+class PairedDifference(NamedTuple):
+    """The accuracy of a new model minus that of an old one on the same photos, with its 95 % interval."""
+
+    points: float  # in percentage points; above 0 the new model is better
+    low: float  # lower end of the interval, in percentage points
+    high: float
+
+
+def paired_difference(new: NDArray[np.bool_], old: NDArray[np.bool_], leaf_ids: Sequence[str]) -> PairedDifference:
+    """Computes the difference in accuracy of two models, where several photos may show the same leaf.
+
+    `new` and `old` are `(N,)`: whether each model classifies each photo correctly. The interval is Tango's score
+    interval of a paired difference (1998, Statistics in Medicine 17, 891-908), with the effective sample size of the N
+    differences (see `accuracy_interval`), as if the models differed on all photos of one more leaf. If they
+    never differ, a bootstrap over leaves would give an interval of length 0; this one then reaches 3.84 / (n + 3.84) to
+    each side, with n leaves. Raises a ValueError if there are no photos, or the lengths differ.
+
+    Example:
+        >>> found = paired_difference(np.array([True] * 125), np.array([True] * 125), list(map(str, range(125))))
+        >>> f"{found.points:.1f} ({found.low:.2f} to {found.high:.2f})"
+        '0.0 (-2.98 to 2.98)'
+    """
+    _require_pairs(new, old)
+    gains = new.astype(np.int64) - old
+    size = effective_sample_size(gains, leaf_ids, pseudo_leaves=1)
+    won, lost = float(np.mean(gains > 0)), float(np.mean(gains < 0))
+    low, high = tango_interval(won * size, lost * size, size)
+    return PairedDifference(100 * (won - lost), 100 * low, 100 * high)
+
+
+def photos_to_exclude(
+    loss: float, new: NDArray[np.bool_], old: NDArray[np.bool_], leaf_ids: Sequence[str]
+) -> int | None:
+    """Returns about how many photos would exclude a loss of accuracy, if both models do as on the photos at hand.
+
+    `loss` is in percentage points, 0 to 100; the other arguments are those of `paired_difference`. The result has two
+    digits and zeros and is above N; it is None if the photos at hand exclude the loss, or if no number does.
+    """
+    gains = new.astype(np.int64) - old
+    size = effective_sample_size(gains, leaf_ids, pseudo_leaves=1)
+    won, lost = size * float(np.mean(gains > 0)), size * float(np.mean(gains < 0))
+
+    def is_open(times: float) -> bool:
+        """Whether so many times the photos leave the loss possible."""
+        return tango_interval(times * won, times * lost, times * size)[0] < -loss / 100
+
+    if not is_open(1.0) or is_open(1e4):
+        return None
+    needed = len(new) * _last(is_open, 1.0, 1e4)
+    digit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return int(math.ceil(round(needed / digit, 6)) * digit)
+
+
+def tango_interval(won: float, lost: float, size: float) -> tuple[float, float]:
+    """Computes Tango's 95 % score interval, -1 to 1, of the difference of two paired proportions.
+
+    In `won` of `size` pairs only the first is right, in `lost` only the second; these are not necessarily whole.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    difference = (won - lost) / size
+
+    def is_possible(delta: float) -> bool:
+        """Whether the score test does not reject the difference `delta`."""
+        linear = (2 * size - won + lost) * delta - won - lost
+        constant = -lost * delta * (1 - delta)
+        # The share of pairs that only the second gets right, most likely if `delta` is the difference.
+        lost_share = (math.sqrt(max(linear**2 - 8 * size * constant, 0.0)) - linear) / (4 * size)
+        variance = size * (2 * lost_share + delta * (1 - delta))
+        return (won - lost - size * delta) ** 2 <= z * z * max(variance, 0.0)
+
+    return _last(is_possible, difference, -1.0), _last(is_possible, difference, 1.0)
+
+
+def _last(holds: Callable[[float], bool], start: float, end: float) -> float:
+    """Returns the value between `start`, where `holds` is true, and `end` up to which it stays true, by bisection."""
+    if holds(end):
+        return end
+    for _ in range(_STEPS):
+        middle = (start + end) / 2
+        start, end = (middle, end) if holds(middle) else (start, middle)
+    return start
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int | float]:
+    """Computes McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
+
+    The test assumes independent photos. Photos of one leaf are not, so the p-value is too small.
+
+    Both arguments are `(N,)` bool: whether each model classifies each photo correctly. Returns "only_first" and
+    "only_second", the number of photos that only one model classifies correctly, and the two-sided "p_value". Raises a
+    ValueError if the lengths differ.
+
+    Example:
+        >>> mcnemar(np.array([True, True, False]), np.array([True, False, False]))
+        {'only_first': 1, 'only_second': 0, 'p_value': 1.0}
+    """
+    _require_pairs(first, second)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+def _require_pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> None:
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"expected two arrays (N,) of the same photos, got shapes {first.shape} and {second.shape}")

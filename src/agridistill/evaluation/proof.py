@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,8 @@ from agridistill.evaluation.evaluate import (
     score,
 )
 from agridistill.evaluation.held_out import ModelOrigin, PhotoChoice
-from agridistill.evaluation.paired import PairedDifference, mcnemar, paired_difference, photos_to_exclude
-from agridistill.evaluation.proof_verdict import (
-    MAX_CLASS_DROP_POINTS,
-    MAX_DROP_POINTS,
-    ClassChange,
-    ProofVerdict,
-    judge_proof,
-)
+from agridistill.evaluation.learning import count, quoted
+from agridistill.evaluation.metrics import PairedDifference, mcnemar, paired_difference, photos_to_exclude
 from agridistill.manifest import ModelManifest, composed
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, silent
@@ -39,28 +33,62 @@ PROOF_FORMAT = 1
 COVERAGES = (0.9, 0.8, 0.5)
 """Shares of the photos, the surest ones of each model, on which both models are also compared."""
 
+MAX_DROP_POINTS = 3.0
+"""Default of the allowed loss of accuracy in percentage points (docs/decisions/0014-proof-before-release.md)."""
+MAX_CLASS_DROP_POINTS = 10.0
+"""Default of the allowed loss of recall in each class, in percentage points."""
+
+ProofLevel = Literal["holds", "not shown", "fails"]
+_WORDS = {"holds": "Holds", "not shown": "Not shown", "fails": "Does not hold"}
+# A loss of exactly the allowed points must not fail by an error in the last digit.
+_DIGITS = 9
+
+
+class ClassChange(NamedTuple):
+    """The recall of a class by a new and by an old model."""
+
+    name: str
+    photos: int  # number of photos of this class
+    new_recall: float | None  # 0 to 1; None without photos
+    old_recall: float | None  # None without photos, or if the old model does not know the class
+    difference: PairedDifference | None  # new minus old; None if one of the two is None
+    known_to_old: bool  # whether the old model has this class
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON document; the name of the class is under the key "class"."""
+        points, *interval = self.difference or (None,)
+        return {
+            "class": self.name,
+            "photos": self.photos,
+            "new_recall": self.new_recall,
+            "old_recall": self.old_recall,
+            "difference_points": points,
+            "difference_points_ci95": interval or None,
+            "known_to_old": self.known_to_old,
+        }
+
+
+@dataclass(frozen=True)
+class ProofVerdict:
+    """Whether a new model may replace an old one, with reasons for the person who decides."""
+
+    # "holds"; "fails"; or "not shown" if the photos are too few to decide, or the new model has learnt from them.
+    level: ProofLevel
+    headline: str  # one sentence without a full stop
+    remarks: tuple[str, ...] = ()  # other findings, in whole sentences
+
 
 @dataclass(frozen=True)
 class ModelScores:
-    """How one of two compared models does on their common photos.
+    """How one of two compared models does on their common photos."""
 
-    Attributes:
-        model: path of the model.
-        sha256: sha256 of its file, or of the weights of its run.
-        evaluation: its scores.
-        learnt_photos: how many of the photos it is known to have learnt from; None if that is not known.
-        coverage: share of the photos that it answers with its own threshold, 0 to 1.
-        accuracy_of_answers: share of these answers that are right, 0 to 1; None without answers.
-        accuracy_of_surest: for each share in `COVERAGES`: share of right answers among the photos that it is surest of.
-    """
-
-    model: str
-    sha256: str
+    model: str  # path of the model
+    sha256: str  # of its file, or of the weights of its run
     evaluation: EvaluationResult
-    learnt_photos: int | None
-    coverage: float
-    accuracy_of_answers: float | None
-    accuracy_of_surest: tuple[float, ...]
+    learnt_photos: int | None  # how many of the photos it is known to have learnt from; None if that is not known
+    coverage: float  # share of the photos that it answers with its own threshold, 0 to 1
+    accuracy_of_answers: float | None  # share of these answers that are right, 0 to 1; None without answers
+    accuracy_of_surest: tuple[float, ...]  # share of right answers for each share in `COVERAGES` of its surest photos
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document with every attribute."""
@@ -162,17 +190,9 @@ def prove(
 ) -> ProofResult:
     """Compares two models on the photos of the classes that both know.
 
-    Args:
-        new: the new model, ready to run.
-        old: the old model.
-        data: the data folder.
-        names: paths of the new and of the old model, for the result.
-        run: run folder of the new model; None for an exported model.
-        old_origin: the training photos of the old model; None if unknown.
-        max_drop: allowed loss of accuracy, in percentage points.
-        max_class_drop: allowed loss of recall in each class, in percentage points.
-        progress: called with (photos done, photos in total), first for the new model, then for the old one.
-        choice: arguments of `choose_photos`, with which the photos are chosen as for the new model alone.
+    `names` are the paths of the new and of the old model, for the result. `run` is the run folder of the new model,
+    None for an exported model. `old_origin` are the training photos of the old model, None if unknown. `max_drop` and
+    `max_class_drop` are as in `judge_proof`, `choice` are arguments of `choose_photos`.
 
     Raises:
         DataError: the photos cannot be used, or not all of them can be read.
@@ -299,3 +319,97 @@ def _accuracy_of_surest(confidence: NDArray[np.float64], right: NDArray[np.bool_
     limit = np.sort(confidence)[-answers]
     above, equal = confidence > limit, confidence == limit
     return float((right[above].sum() + (answers - above.sum()) * right[equal].mean()) / answers)
+
+
+def judge_proof(
+    difference: PairedDifference,
+    per_class: Sequence[ClassChange],
+    *,
+    photos: int,
+    lost_classes: Sequence[str] = (),
+    learnt: tuple[int | None, int | None] = (0, 0),
+    max_drop: float = MAX_DROP_POINTS,
+    max_class_drop: float = MAX_CLASS_DROP_POINTS,
+    enough_photos: int | None = None,
+) -> ProofVerdict:
+    """Decides whether a new model is good enough to replace an old one.
+
+    It is if the lower end of the interval of the difference in accuracy is not below `-max_drop` (a test of
+    non-inferiority at 2.5 %), if no class has lost more than `max_class_drop` points of recall, if the new model has
+    all classes of the old one, and if it is not known to have learnt from the photos. A loss that is larger than
+    allowed "fails" if its whole interval is; otherwise it is "not shown" that the loss is small enough.
+
+    Args:
+        difference: accuracy of the new model minus that of the old one.
+        photos: number of photos that were compared.
+        lost_classes: classes that only the old model has.
+        learnt: how many of the photos the new and the old model have learnt from; None if unknown.
+        max_drop: allowed loss of accuracy, in percentage points.
+        max_class_drop: allowed loss of recall in each class, in percentage points.
+        enough_photos: how many photos would exclude a loss of more than `max_drop`; None if these do, or if no number
+            does.
+    """
+    reasons: list[tuple[ProofLevel, str]] = []
+    if lost_classes:
+        reasons.append(("fails", f"the new model no longer knows {quoted(lost_classes)}"))
+    if learnt[0]:
+        reasons.append(("not shown", f"the new model has learnt from {count(learnt[0], 'photo')} of these"))
+    measured = f"{difference.points:+.1f} points (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    open_loss = f"a loss of more than {max_drop:g} points"
+    if round(difference.high, _DIGITS) < -max_drop:
+        reasons.append(("fails", f"accuracy falls by more than {max_drop:g} points: {measured}"))
+    elif round(difference.low, _DIGITS) < -max_drop:
+        reasons.append(("not shown", f"with {count(photos, 'photo')}, {open_loss} cannot be excluded: {measured}"))
+    reasons += [
+        (
+            "fails" if round(change.difference.high, _DIGITS) < -max_class_drop else "not shown",
+            f"'{change.name}' loses more than {max_class_drop:g} points: the new model finds "
+            f"{_found(change.new_recall, change)} of {count(change.photos, 'photo')}, the old one "
+            f"{_found(change.old_recall, change)}",
+        )
+        for change in per_class
+        if change.difference is not None and round(change.difference.points, _DIGITS) < -max_class_drop
+    ]
+    is_open = round(difference.high, _DIGITS) >= -max_drop > round(difference.low, _DIGITS)
+    hopeless = is_open and enough_photos is None
+    reasons.sort(key=lambda reason: reason[0] != "fails")
+    remarks = [
+        *(f"{reason[0].upper()}{reason[1:]}." for _, reason in reasons[1:]),
+        *([f"About {enough_photos:,} photos like these would exclude {open_loss}."] if enough_photos else []),
+        *([f"No number of photos like these would exclude {open_loss}: improve the model."] if hopeless else []),
+        *_remarks(per_class, learnt, max_class_drop),
+    ]
+    if reasons:
+        level, reason = reasons[0]
+    else:
+        level = "holds"
+        reason = f"accuracy changes by {measured}; no class loses more than {max_class_drop:g} points"
+    return ProofVerdict(level, f"{_WORDS[level]}: {reason}", tuple(remarks))
+
+
+def _found(recall: float | None, change: ClassChange) -> int:
+    return round((recall or 0.0) * change.photos)
+
+
+def _remarks(
+    per_class: Sequence[ClassChange], learnt: tuple[int | None, int | None], max_class_drop: float
+) -> list[str]:
+    remarks = []
+    if learnt[0] is None:
+        remarks.append("Whether the new model has learnt from these photos is not known.")
+    if learnt[1]:
+        remarks.append(f"The old model has learnt from {count(learnt[1], 'photo')} of these, which favours it.")
+    absent = [change.name for change in per_class if not change.photos and change.known_to_old]
+    if absent:
+        remarks.append(f"There are no photos of {quoted(absent)} here: nothing is known about them.")
+    few = [change.name for change in per_class if change.difference and change.photos * max_class_drop < 100]
+    if few:
+        remarks.append(f"Of {quoted(few)} there are so few photos that one is more than {max_class_drop:g} points.")
+    added = [
+        f"{_found(change.new_recall, change)} of {count(change.photos, 'photo')} of '{change.name}'"
+        for change in per_class
+        if change.photos and not change.known_to_old
+    ]
+    if added:
+        remarks.append(f"The old model does not know them, so they do not count: it finds {', '.join(added)}.")
+    return remarks

@@ -6,10 +6,9 @@ The mask of the leaf is found only if a single leaf lies on a plain, grey backgr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,10 +144,6 @@ class RobustnessResult:
     ground_masked_accuracy: float | None  # accuracy if the background is masked and only the leaf is visible, 0 to 1
     chance: float  # share of the most frequent class, 0 to 1: the accuracy of one answer for all photos
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns a JSON document with every attribute."""
-        return asdict(self)
-
 
 def robustness(
     backend: Backend,
@@ -161,19 +156,9 @@ def robustness(
 ) -> RobustnessResult:
     """Measures the accuracy of a model on photos under every corruption, and with the leaf or the background masked.
 
-    Every model sees the same corrupted photos, scaled to its input size: photos are corrupted at one size for all
-    models, and the random numbers of a corruption depend on the photo's path only.
-
-    Args:
-        backend: the model.
-        samples: labelled photos; at most `most_photos` evenly spaced ones are used.
-        root: the folder that the paths of the samples are relative to.
-        most_photos: largest number of photos to use.
-        corruptions: the corruptions to apply.
-        progress: called with (photos classified, photos in total).
-
-    Raises:
-        DataError: there are no photos, or one of them cannot be read.
+    At most `most_photos` evenly spaced photos are used. Every model sees the same corrupted photos, scaled to its input
+    size: photos are corrupted at one size for all models, and the random numbers of a corruption depend on the photo's
+    path only. Raises a DataError if there are no photos, or one of them cannot be read.
     """
     if not samples:
         raise DataError("at least 1 photo to measure robustness", "none", "choose another split")
@@ -223,7 +208,6 @@ class _Classifier:
         self.backend, self.total, self.progress, self.done = backend, total, progress, 0
 
     def __call__(self, photos: Iterable[PhotoSource], target: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns for each of N photos whether the model names the class in `target` `(N,)`, as `(N,)` bool."""
         preds: list[np.int64] = []
         for _, found in compute_photos(self.backend, photos, batch_size=_BATCH):
             if isinstance(found, PhotoError):
@@ -235,7 +219,6 @@ class _Classifier:
 
 
 def _rng(sample: Sample) -> np.random.Generator:
-    """Returns a random generator that depends on the photo's path only."""
     digest = sha256(sample.path.encode("utf-8", "surrogateescape")).digest()
     return np.random.default_rng(int.from_bytes(digest[:8]))
 

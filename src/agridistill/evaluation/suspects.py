@@ -15,9 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from agridistill.data.folder import PhotoFolder, Sample
-from agridistill.data.inspection import InspectionStore, inspect_photos, usable_samples
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import assign_leaf_ids
+from agridistill.data.leaf_ids import read_samples
 from agridistill.data.views import DerivedCache
 from agridistill.errors import DataError, PhotoError
 from agridistill.manifest import Preprocessing
@@ -44,34 +43,22 @@ class Suspects:
     photos: int  # number of photos that were checked
 
 
-def find_suspects(
-    data: Path, *, layout: Layout = FOLDERS, seed: int = 0, progress: ProgressCallback = silent
-) -> Suspects:
+def find_suspects(data: Path, *, layout: Layout = FOLDERS, progress: ProgressCallback = silent) -> Suspects:
     """Finds the photos whose label a model that did not learn from them doubts.
 
     The model is a logistic regression on features of EfficientNet-Lite0 with ImageNet weights. Five times, it learns
-    from four fifths of the leaves and predicts the others.
-
-    Args:
-        data: folder of class folders.
-        layout: where the labels are found.
-        seed: seed of the folds.
-        progress: called with (done, total) while photos are read.
-
-    Raises:
-        DataError: the folder cannot be used, or a class has a single leaf.
+    from four fifths of the leaves and predicts the others. Raises a DataError if the folder cannot be used, or a class
+    has a single leaf.
     """
     folder = read_layout(data, layout)
     begin(progress, "reading photos")
-    inspection = inspect_photos(folder, store=InspectionStore(data), progress=progress)
-    readable, _ = usable_samples(folder, inspection)
-    samples = assign_leaf_ids(folder, readable, inspection)
+    samples, _, _ = read_samples(folder, progress=progress)
     begin(progress, "computing features")
     features, samples = _features(data, samples, progress)
     begin(progress, "predicting photos that were left out")
     labels = np.array([sample.label for sample in samples])
     groups = np.array([sample.leaf_id for sample in samples])
-    probabilities = out_of_fold(features, labels, groups, folder.classes, seed=seed)
+    probabilities = out_of_fold(features, labels, groups, folder.classes)
     rows = label_issues(labels, probabilities)
     found = {samples[row].path: _prediction(folder.classes, probabilities[row]) for row in rows}
     return Suspects(folder, found, len(samples))
@@ -81,14 +68,8 @@ def label_issues(labels: NDArray[np.int_], probabilities: NDArray[np.float64]) -
     """Finds rows whose label is probably wrong: another class is confident, as in confident learning.
 
     A class is confident for a row if its probability reaches the mean of this class's probability over the rows that
-    have it as label. Of several confident classes the most probable one counts.
-
-    Args:
-        labels: `(N,)` class indices, each from 0 to K - 1.
-        probabilities: `(N, K)` out-of-fold probabilities.
-
-    Returns:
-        Indices of the rows, the one whose label is least probable first.
+    have it as label. Of several confident classes the most probable one counts. The labels are `(N,)` class indices,
+    the out-of-fold probabilities `(N, K)`. Returns the rows, the one whose label is least probable first.
 
     Source: Northcutt et al. 2021, Confident Learning, equation 2; `find_label_issues` of cleanlab with
     filter_by="confident_learning" and return_indices_ranked_by="self_confidence".
@@ -104,27 +85,12 @@ def label_issues(labels: NDArray[np.int_], probabilities: NDArray[np.float64]) -
 
 
 def out_of_fold(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int_],
-    groups: NDArray[np.str_],
-    classes: Sequence[str],
-    *,
-    seed: int = 0,
+    features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.str_], classes: Sequence[str]
 ) -> NDArray[np.float64]:
     """Predicts each row with a logistic regression that has learnt from other groups.
 
-    Args:
-        features: `(N, C)`.
-        labels: `(N,)` class indices.
-        groups: `(N,)`; rows of one group are never in different folds.
-        classes: names of the K classes, for the error.
-        seed: seed of the folds.
-
-    Returns:
-        Probabilities `(N, K)`.
-
-    Raises:
-        DataError: a class has a single group.
+    The features are `(N, C)`, the class indices and groups `(N,)`; rows of one group are never in different folds.
+    Returns probabilities `(N, K)` of the K `classes`. Raises a DataError if a class has a single group.
     """
     of_class: dict[int, set[str]] = defaultdict(set)
     for label, group in zip(labels.tolist(), groups.tolist(), strict=True):
@@ -132,7 +98,7 @@ def out_of_fold(
     fewest = min(of_class, key=lambda label: len(of_class[label]))
     if len(of_class[fewest]) < 2:
         raise DataError("photos of two leaves of each class", f"one leaf of '{classes[fewest]}'", "add photos")
-    folds = StratifiedGroupKFold(min(_FOLDS, len(of_class[fewest])), shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(min(_FOLDS, len(of_class[fewest])), shuffle=True, random_state=0)
     found = np.zeros((len(labels), len(classes)))
     for learnt, predicted in folds.split(features, labels, groups):
         mean, deviation = features[learnt].mean(axis=0), features[learnt].std(axis=0) + 1e-3
@@ -146,7 +112,6 @@ def out_of_fold(
 def _features(
     data: Path, samples: Sequence[Sample], progress: ProgressCallback
 ) -> tuple[NDArray[np.float32], tuple[Sample, ...]]:
-    """Returns features `(N, C)` of the photos that can be read, and these photos."""
     mean, std = pretrained_normalisation(_NETWORK)
     preprocessing = Preprocessing(_IMAGE_SIZE, "crop", mean, std)
     cache = DerivedCache("features", data, f"suspects {_NETWORK} {preprocessing}")

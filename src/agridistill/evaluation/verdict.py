@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,22 +71,14 @@ class ModelVerdict:
 def judge(result: EvaluationResult, *, learning: Learning | None = None) -> ModelVerdict:
     """Decides whether a model can be used, from its evaluation and from its training if that is known.
 
-    Args:
-        result: evaluation on photos that the model did not learn from; with the split "train" the level is "unproven"
-            at best.
-        learning: record of the model's training, from `read_learning`; None if unknown.
+    The evaluation is on photos that the model did not learn from; with the split "train" the level is "unproven" at
+    best. `learning` is the result of `read_learning`.
     """
     learning = learning or Learning()
     level, reason = _decide(result)
     found = Findings(level, result, learning, learning.progress(result.chance), _weak_classes(result))
-    remarks = [
-        *_use_remark(result, level),
-        *([f"It is better than {_chance_words(result)}."] if level in ("usable", "weak") else []),
-        *_class_remarks(result, level, found.weak),
-        *_test_remarks(result, level),
-        *learning_remarks(found),
-    ]
-    return ModelVerdict(level, f"{_WORDS[level]}: {reason}", tuple(remarks), tuple(advice_on(found)))
+    remarks = (*_remarks(found), *learning_remarks(found))
+    return ModelVerdict(level, f"{_WORDS[level]}: {reason}", remarks, tuple(advice_on(found)))
 
 
 def judge_artefact(
@@ -100,13 +92,9 @@ def judge_artefact(
 ) -> ModelVerdict:
     """Decides whether an exported model can be used, from its measured accuracy and coverage.
 
-    Args:
-        photos: number of photos that it was measured on, at least 1.
-        accuracy: share of the photos whose top class is right, answered or not, 0 to 1.
-        coverage: share of the photos that it answers, 0 to 1.
-        accuracy_of_answers: share of these answers that are right, 0 to 1; has no effect if coverage is 0.
-        classes: number of its classes.
-        run: verdict about the run that it was exported from, which limits its level; None if unknown.
+    `accuracy` is the share of the photos whose top class is right, answered or not; `coverage` is the share that it
+    answers, `accuracy_of_answers` the share of these answers that are right; all are 0 to 1. `run` is the verdict about
+    the run that it was exported from, which limits its level; None if unknown.
     """
     level, reason = _decide_artefact(photos, accuracy, coverage, accuracy_of_answers, classes)
     headline = f"{_WORDS[level]}: {reason}"
@@ -221,44 +209,35 @@ def _is_below_the_rest(scores: ClassScores, result: EvaluationResult) -> bool:
     return rest - scores.recall >= max(WEAK_CLASS_GAP, math.hypot(below, above))
 
 
-def _use_remark(result: EvaluationResult, level: Level) -> list[str]:
+def _remarks(found: Findings) -> Iterator[str]:
+    level, result, named = found.level, found.result, found.result.named_photos
     wrong = 1 - result.accuracy
     about = f"about 1 photo in {round(1 / wrong)} gets a wrong name" if wrong else "none of the photos got a wrong name"
     if level == "usable" and result.accuracy >= TRUSTED_ACCURACY:
-        return [f"For answers without a check: {about}."]
-    if level == "usable":
-        return [f"For a first opinion: {about}, so look again before you treat a plant."]
-    if level == "weak":
-        return [f"To sort photos that a person then looks at: {about}. Not for answers without a check."]
-    return []
-
-
-def _class_remarks(result: EvaluationResult, level: Level, weak: Sequence[ClassScores]) -> list[str]:
-    named = result.named_photos
-    remarks = [
-        f"It finds '{scores.name}' less often than the others: {round((scores.recall or 0.0) * scores.photos)} of "
-        f"{count(scores.photos, 'photo')}."
-        for scores in weak
-        if named[scores.name] and level != "unusable"
-    ]
+        yield f"For answers without a check: {about}."
+    elif level == "usable":
+        yield f"For a first opinion: {about}, so look again before you treat a plant."
+    elif level == "weak":
+        yield f"To sort photos that a person then looks at: {about}. Not for answers without a check."
+    if level in ("usable", "weak"):
+        yield f"It is better than {_chance_words(result)}."
+    for scores in found.weak:
+        if named[scores.name] and level != "unusable":
+            right = round((scores.recall or 0.0) * scores.photos)
+            yield f"It finds '{scores.name}' less often than the others: {right} of {count(scores.photos, 'photo')}."
     # The headline of a weak model already lists classes with more photos.
     most = MIN_CLASS_PHOTOS - 1 if level == "weak" else result.photos
     never = [one.name for one in result.per_class if 0 < one.photos <= most and not named[one.name]]
     if never and sum(photos > 0 for photos in named.values()) > 1:
-        remarks.append(f"It never names {quoted(never)}.")
+        yield f"It never names {quoted(never)}."
     absent = [scores.name for scores in result.per_class if not scores.photos]
     if absent:
         them = "it" if len(absent) == 1 else "them"
-        remarks.append(f"There are no photos of {quoted(absent)} here: nothing is known about {them}.")
-    return remarks
-
-
-def _test_remarks(result: EvaluationResult, level: Level) -> list[str]:
+        yield f"There are no photos of {quoted(absent)} here: nothing is known about {them}."
     low, high = result.accuracy_ci95
-    if high - low <= WIDE_INTERVAL or level == "unproven":
-        return []
-    leaves = f" of {count(result.leaves, 'leaf')}" if result.leaves < result.photos else ""
-    return [
-        f"{count(result.photos, 'photo')}{leaves} are few: of other photos, between {number(low)} and "
-        f"{percent(high)} may be right."
-    ]
+    if high - low > WIDE_INTERVAL and level != "unproven":
+        leaves = f" of {count(result.leaves, 'leaf')}" if result.leaves < result.photos else ""
+        yield (
+            f"{count(result.photos, 'photo')}{leaves} are few: of other photos, between {number(low)} and "
+            f"{percent(high)} may be right."
+        )

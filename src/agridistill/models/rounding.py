@@ -62,10 +62,9 @@ class ActivationRounding(nn.Module):
         self._observing, self._range, self._samples = True, None, []
 
     def calibrate(self, ranges: Ranges = "least_error") -> None:
-        """Sets the levels for the recorded tensors, and ends the recording.
+        """Sets the levels for the recorded tensors, at least one, and ends the recording.
 
-        "least_error" takes the range of the levels from `best_range`; "min_max" covers all recorded values. Raises a
-        ValueError if no tensor was recorded.
+        "least_error" takes the range of the levels from `best_range`; "min_max" covers all recorded values.
         """
         if self._range is None:
             raise ValueError("no tensor was recorded: call observe() and run photos through the network first")

@@ -24,13 +24,7 @@ _DEAD = 1e-20
 
 
 def feature_attention(features: Tensor) -> Tensor:
-    """Computes an attention map from a feature map: the channel mean of the squared activations.
-
-    Args:
-        features: `(B, C, H, W)`, any floating type.
-
-    Returns:
-        Attention map `(B, H, W)`, values >= 0, in float32, because squares may overflow float16.
+    """Computes an attention map `(B, H, W)` float32 from features `(B, C, H, W)`: the channel mean of their squares.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, F_sum^2, here divided by C.
 
@@ -154,8 +148,7 @@ class StageTap:
     def features(self) -> dict[int, Tensor]:
         """Returns the feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history.
 
-        Raises:
-            ModelError: there was no forward pass since the last call, or the kind is "window".
+        Raises a ModelError if there was no forward pass since the last call, or the kind is "window".
         """
         if self._kind == "window":
             raise ModelError(
@@ -168,10 +161,7 @@ class StageTap:
         """Returns the attention maps of the last forward pass by stride, in float32.
 
         They are `(B, H, W)`, or `(B, heads, H, W)` with the kind "window". Window attention is computed during this
-        call, so call it before the weights change.
-
-        Raises:
-            ModelError: there was no forward pass since the last call.
+        call: call it before the weights change. Raises a ModelError if there was no forward pass since the last call.
         """
         if self._kind == "activation":
             return {stride: feature_attention(features) for stride, features in self.features().items()}
@@ -254,12 +244,9 @@ def aligned_stride(run: Path) -> int:
 def with_attention(network: nn.Module, stride: int) -> nn.Module:
     """Returns a network that returns `(logits, attention)` in place of logits.
 
-    The attention `(B, H, W)` float32 is the channel mean of the squared activations of the stage, divided by its
-    largest value in each photo. In an int8 network it is computed from the rounded activations.
-
-    Args:
-        network: a timm model, or a network that `models.int8` made from one; it is copied.
-        stride: the stride of the stage, in pixels, as for `StageTap`.
+    The attention `(B, H, W)` float32 is the channel mean of the squared activations of the stage with this stride,
+    divided by its largest value in each photo. In an int8 network, from `quantised`, it is computed from the rounded
+    activations. A timm model or an int8 network is copied.
 
     Raises:
         ModelError: the network has no stage of this stride. For a stage whose output has no height and width, the
@@ -282,8 +269,6 @@ def with_attention(network: nn.Module, stride: int) -> nn.Module:
 
 
 class _Tapped(nn.Module):
-    """Returns `(logits, attention)` of a network that was not traced."""
-
     def __init__(self, network: nn.Module, stride: int) -> None:
         super().__init__()
         self.network, self.stride = network, stride
@@ -296,8 +281,6 @@ class _Tapped(nn.Module):
 
 
 class _StageAttention(nn.Module):
-    """Computes the attention of a stage's output inside a traced network."""
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels

@@ -56,8 +56,7 @@ def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
 def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
     """Loads the network of the finished run in `folder`, and returns it with its manifest.
 
-    Raises:
-        ModelError: `folder` holds no finished run, or the weights' sha256 is not that of the manifest.
+    Raises a ModelError if there is no finished run, or the weights' sha256 is not that of the manifest.
     """
     manifest = read_manifest(folder / MANIFEST_NAME)
     return network_of(manifest, folder), manifest
@@ -98,10 +97,8 @@ class TorchBackend:
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes attention maps `(N, H, W)` float32, each with largest value 1, for photos `(N, S, S, 3)` uint8.
 
-        H and W are S / `attention_stride`.
-
-        Raises:
-            ModelError: the network has no stage of this stride whose output keeps height and width.
+        H and W are S / `attention_stride`. Raises a ModelError if the network has no stage of this stride whose output
+        keeps height and width.
         """
         _, attention = with_attention(self.model, self.attention_stride)(self._normalised(pixels))
         found: NDArray[np.float32] = attention.cpu().numpy()
@@ -151,7 +148,7 @@ class LiveTeacher:
         return {stride: self._features.channels(stride) for stride in self.features}
 
     def to(self, device: torch.device) -> None:
-        """Moves the teacher's network to a device."""
+        """Moves the network to a device."""
         self.model.to(device)
 
     def example(self, count: int) -> TeacherOutputs:

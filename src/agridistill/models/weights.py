@@ -88,32 +88,27 @@ PACKAGED: Mapping[str, PackagedWeights] = {
     "tf_efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
 
-
 LEAF_WEIGHTS = "leaf"
 """The value of `--weights` for the weights in `LEAF`."""
-
-
-def _leaf(architecture: str, sha256: str) -> PackagedWeights:
-    return PackagedWeights(
-        *("agridistill-leaf-weights", "agridistill_leaf_weights", f"{architecture}.safetensors", sha256),
-        licence="CC-BY-SA-4.0",
-        folder="./weights",
-    )
-
-
 # Weights without a classifier that were distilled from the ImageNet EfficientNet-Lite0 without labels, by
 # benchmarks/leaf_weights.py. The key is timm's name, or one of `VARIANTS`.
 LEAF: Mapping[str, PackagedWeights] = {
-    name: _leaf(name, sha256)
-    for name, sha256 in (("mobilenetv3_large_100", "8876cba6eb3b9f8a08380310404fbece16d721a4d201e45395630460baf76daf"),)
+    "mobilenetv3_large_100": PackagedWeights(
+        package="agridistill-leaf-weights",
+        module="agridistill_leaf_weights",
+        file="mobilenetv3_large_100.safetensors",
+        sha256="8876cba6eb3b9f8a08380310404fbece16d721a4d201e45395630460baf76daf",
+        licence="CC-BY-SA-4.0",
+        folder="./weights",
+    )
 }
 
 
 def start_path(weights: str, model: str) -> Path:
     """Returns the path for the setting `weights`: for "leaf" that of the leaf weights for `model`, else the setting.
 
-    Raises:
-        ModelError: there are no leaf weights for `model`, their package is not installed, or a path is named "leaf".
+    Raises a ModelError if there are no leaf weights for `model`, their package is not installed, or a path is named
+    "leaf".
     """
     if weights != LEAF_WEIGHTS:
         return Path(weights)
@@ -128,8 +123,7 @@ def start_path(weights: str, model: str) -> Path:
 def weights_file(path: Path) -> Path:
     """Returns the weights file of the finished run in the folder `path`; if `path` is a file, returns `path` itself.
 
-    Raises:
-        ModelError: the file cannot be read, or the folder holds no finished run with weights as in its manifest.
+    Raises a ModelError if the file cannot be read, or the folder holds no finished run with weights as in its manifest.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
     try:
@@ -143,10 +137,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """Reads the tensors of a weights file by their name in the file; `fit_weights` converts names to timm's.
 
     The file is in safetensors, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry "state_dict" or
-    "model" of a checkpoint. It is read with `weights_only=True`, which runs no code from the file.
-
-    Raises:
-        ModelError: the file is damaged, or holds objects that are not tensors.
+    "model" of a checkpoint. It is read with `weights_only=True`, which runs no code from the file. Raises a ModelError
+    if the file is damaged, or holds objects that are not tensors.
     """
     try:
         return _state_dict(load_file(file), file)
@@ -193,13 +185,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> bool:
-    """Loads the weights of a file (see `read_weights` and `fit_weights`) or of a finished run into a timm model.
+    """Loads the weights of a file or of a finished run into a timm model; see `read_weights` and `fit_weights`.
 
     If the classifier's tensors have other shapes, `allow_other_head` keeps the model's own classifier; otherwise this
     is an error. Returns whether all tensors fit.
-
-    Raises:
-        ModelError: the file cannot be read, holds objects that are not tensors, or its tensors do not fit the model.
     """
     file = weights_file(path)
     return fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
@@ -208,18 +197,12 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
     """Loads tensors into a timm model, after converting names and shapes of other libraries; returns whether all fit.
 
-    Weights of linear layers are reshaped for 1x1 convolutions. Swin's tables of relative positions are resized to the
-    model's windows.
+    The names are those of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin), Microsoft (Swin) or
+    efficientnet-lite. Weights of linear layers are reshaped for 1x1 convolutions. Swin's tables of relative positions
+    are resized to the model's windows. `origin` is the source of the tensors, for errors, such as "'weights.pth'".
+    `allow_other_head` keeps the model's own classifier if the classifier's tensors have other shapes or are missing.
 
-    Args:
-        model: a timm model.
-        tensors: tensors by name, with the names of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin),
-            Microsoft (Swin) or efficientnet-lite.
-        origin: the source of the tensors, for errors, such as "'weights.pth'".
-        allow_other_head: keeps the model's own classifier if the classifier's tensors have other shapes or are missing.
-
-    Raises:
-        ModelError: a tensor does not fit the model, or is missing; the model is unchanged.
+    Raises a ModelError if a tensor does not fit the model, or is missing; the model is unchanged.
     """
     own = model.state_dict()
     named, file_names = _in_timm_names(tensors, model, own.keys())

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.data.folder import UNLABELLED, PhotoFolder, Sample
-from agridistill.data.inspection import InspectionStore, digests_of_photos, inspect_photos, looks_of, phashes_of
-from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.inspection import groups_of_copies, identical_groups, inspect_photos, phashes_of
+from agridistill.data.likeness import merge_groups, near_groups
 from agridistill.errors import AgriDistillError, PhotoError
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback
@@ -165,7 +165,7 @@ class Ranking(Order):
         samples = tuple(Sample(photo, UNLABELLED, photo) for photo in self._photos)
         records = inspect_photos(
             PhotoFolder(self._root, (), samples),
-            store=InspectionStore(self._root),
+            remember=True,
             progress=self._progress("photos that look alike are searched"),
         )
         unusable = [(photo, record.error) for photo, record in records.items() if record.error is not None]
@@ -174,8 +174,8 @@ class Ranking(Order):
             logger.warning(line, len(unusable), *unusable[0])
         self._left_out |= {photo for photo, _ in unusable}
         groups = [
-            *exact_groups(digests_of_photos(samples, records)),
-            *copy_groups(looks_of(samples, records)),
+            *identical_groups(samples, records),
+            *groups_of_copies(samples, records),
             *near_groups(phashes_of(samples, records)),
         ]
         for group in merge_groups(self._photos, groups):

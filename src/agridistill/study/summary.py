@@ -19,7 +19,7 @@ from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.split import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import Predictions, predictions_on_test
-from agridistill.evaluation.paired import mcnemar
+from agridistill.evaluation.metrics import mcnemar
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
 from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, Job

@@ -4,18 +4,7 @@
 training. A cache that is damaged, or was made for another teacher, data set, recipe or version, is never used.
 """
 
-from agridistill.teacher_cache.build import CachedTeacher, Gather, UncachedTeacher, load_teacher, sync_errors
-from agridistill.teacher_cache.store import CacheLayout, TeacherCache, cache_key, digest_of, read_document
+from agridistill.teacher_cache.build import CachedTeacher, UncachedTeacher, load_teacher
+from agridistill.teacher_cache.store import cache_key, digest_of, read_document
 
-__all__ = [
-    "CacheLayout",
-    "CachedTeacher",
-    "Gather",
-    "TeacherCache",
-    "UncachedTeacher",
-    "cache_key",
-    "digest_of",
-    "load_teacher",
-    "read_document",
-    "sync_errors",
-]
+__all__ = ["CachedTeacher", "UncachedTeacher", "cache_key", "digest_of", "load_teacher", "read_document"]

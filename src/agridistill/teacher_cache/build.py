@@ -62,8 +62,7 @@ def gather_all(own: Any) -> Sequence[Any]:
 def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
     """A context manager that waits at its end for all processes, and raises an error in each if one has failed.
 
-    Raises:
-        PeerError: another process has failed. The failed process with the lowest rank raises its own error instead.
+    The failed process with the lowest rank raises its own error, the others a PeerError.
     """
     failure: Exception | None = None
     try:
@@ -86,10 +85,8 @@ def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
 def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
     """Converts a teacher's outputs to float16, as the cache stores them, with each map scaled to a maximum of 1.
 
-    The shapes stay: logits `(B, K)` and attention maps `(B, H, W)` or `(B, M, H, W)` by stride.
-
-    Raises:
-        RunError: a value is NaN or infinite, or a logit is too large for float16.
+    The shapes stay: logits `(B, K)` and attention maps `(B, H, W)` or `(B, M, H, W)` by stride. Raises a RunError if a
+    value is NaN or infinite, or a logit is too large for float16.
     """
     stored = logits.half()
     # Without the scaling, squared activations exceed the range of float16. No distance depends on the scale of a map.
@@ -138,12 +135,9 @@ class UncachedTeacher:
 class CachedTeacher:
     """Reads the teacher's outputs for the views (augmented photos) of a batch from a cache on the disk.
 
-    Call `prepare` first: it computes the outputs that the cache does not have yet.
-
-    Args:
-        caches: folder with all caches of the teacher; each cache is a folder in it, named by a digest of its key.
-        key: the result of `cache_key`.
-        load: loads the teacher's network; called only if outputs are missing.
+    Call `prepare` first: it computes the outputs that the cache does not have yet. `caches` is the folder with all
+    caches of the teacher; each cache is a folder in it, named by a digest of its key (`cache_key`). `load` loads the
+    teacher's network; it is called only if outputs are missing.
     """
 
     def __init__(self, caches: Path, key: Key, viewing: Viewing, load: Callable[[], LiveTeacher]) -> None:
@@ -195,8 +189,7 @@ class CachedTeacher:
     def outputs(self, batch: Batch) -> TeacherOutputs:
         """Reads the teacher's outputs for a batch; each attention map's maximum is 1, features are compressed ones.
 
-        Raises:
-            RunError: the cache has no outputs for a photo of the batch, or those of another view.
+        Raises a RunError if the cache has no outputs for a photo of the batch, or those of another view.
         """
         if self._cache is None:
             raise RunError("an open teacher cache", "a closed teacher cache", "call prepare() before the training")
@@ -230,12 +223,8 @@ class CachedTeacher:
     ) -> None:
         """Opens the cache and computes the outputs that it does not have; each process computes a share of them.
 
-        Args:
-            device: the device on which the teacher runs, and of the tensors that `outputs` returns.
-            workers: number of data-loader processes.
-            rank: rank of this process, from 0, among the `world` processes.
-            gather: exchanges values between the processes; tests replace it.
-            progress: called with (views done, views to compute), estimated for all processes from this one's share.
+        The teacher runs on `device`, which is also that of the tensors that `outputs` returns. The numbers for
+        `progress`, views done and views to compute, are estimated for all processes. Tests replace `gather`.
 
         Raises:
             RunError: the disk is full, the folder cannot be written, or the machines do not share it.
@@ -337,12 +326,11 @@ class CachedTeacher:
 
 
 def _batches(block: Block) -> list[range]:
-    starts = range(block.start, block.stop, _BUILD_BATCH)
-    return [range(start, min(start + _BUILD_BATCH, block.stop)) for start in starts]
+    photos = range(block.start, block.stop)
+    return [photos[start : start + _BUILD_BATCH] for start in range(0, len(photos), _BUILD_BATCH)]
 
 
 def _warn_about_nearest(caches: Path, key: Key) -> None:
-    """Logs how the most similar existing cache differs from the requested key; does nothing without a cache."""
     others: dict[Path, list[str]] = {}
     for folder in sorted(caches.iterdir()) if caches.is_dir() else ():
         with contextlib.suppress(RunError):

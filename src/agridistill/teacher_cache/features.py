@@ -69,10 +69,7 @@ def kept_channels(shape: Sequence[int], stages: int) -> int:
 def fit_projections(batches: Iterable[Mapping[int, Tensor]], kept: Mapping[int, int]) -> dict[int, Projection]:
     """Computes the principal components of features `(B, channels, H, W)` by stride over all photos and positions.
 
-    `kept` is the number of components by stride.
-
-    Raises:
-        RunError: there is no batch, because no photo can be read.
+    `kept` is the number of components by stride. Raises a RunError if there is no batch, because no photo can be read.
     """
     sums: dict[int, Tensor] = {}
     products: dict[int, Tensor] = {}

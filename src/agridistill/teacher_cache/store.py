@@ -70,14 +70,9 @@ def cache_key(
 ) -> Key:
     """Returns the key of a cache: everything that determines the teacher's outputs; equal keys mean the same outputs.
 
-    Args:
-        viewing: the training photos and their views (augmented versions). The student's image size does not matter,
-            because the views are drawn in the teacher's.
-        teacher: manifest of the teacher's run.
-        strides: strides of the teacher's stages whose attention maps are stored, in input pixels.
-        kind: how attention maps are computed; see `LiveTeacher`.
-        per_head: whether each attention head has its own map.
-        features: whether compressed features of the same stages are stored as well.
+    The student's image size does not matter, because the views are drawn in the teacher's. `strides` are those of the
+    teacher's stages whose attention maps, and with `features` compressed features, are stored. `kind` and `per_head`
+    are those of `LiveTeacher`.
     """
     photos = sha256(viewing.fingerprint.encode())
     for sample in viewing.samples:
@@ -173,8 +168,7 @@ class CacheLayout:
 def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
     """Reads the key and the layout of the cache in a folder from `cache.json`; returns None if there is no such file.
 
-    Raises:
-        RunError: the file is damaged or has another format version.
+    Raises a RunError if the file is damaged or has another format version.
     """
     path = folder / _DOCUMENT
     try:
@@ -237,7 +231,7 @@ class TeacherCache:
     def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
         """Returns those of every `world`-th block, from `rank` on, that are not written yet, or are damaged.
 
-        Each is read once to check it; damaged blocks are logged.
+        Each is read once to check it.
         """
         missing, damaged, size, projection = [], 0, self.layout.dtype.itemsize, self._projection_checksum()
         for block in self.layout.blocks(self.views):
@@ -265,8 +259,7 @@ class TeacherCache:
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
         """Reads the records `(B,)` of B pairs of a photo and a view, each given by its number from 0.
 
-        Raises:
-            RunError: the file has become shorter since it was opened.
+        Raises a RunError if the file has become shorter since it was opened.
         """
         # A memory map is not used: the system loads up to 2 MB around each record, until the whole file is in memory.
         size = self.layout.dtype.itemsize

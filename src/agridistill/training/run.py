@@ -16,7 +16,7 @@ from typing import Any
 from agridistill.data.folder import SPLIT_NAMES, Sample, require_outside
 from agridistill.data.inspection import turned_phashes_of
 from agridistill.data.labels import FOLDERS, Layout
-from agridistill.data.likeness import read_learnt
+from agridistill.data.likeness import count_learnt, read_learnt
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data, warn_of_shared_leaves
 from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.data.unlabelled import find_unlabelled, list_unlabelled
@@ -284,7 +284,7 @@ def _warn_about_overlap(prepared: PreparedData, run: RunFolder, name: str) -> No
     # Photos that the run had without labels have other names.
     known = read_learnt(run.learnt, read_manifest(run.manifest)) if run.read_unlabelled() else None
     if known is not None:
-        overlap = max(overlap, known.count(turned_phashes_of(prepared.test, prepared.inspection).values()))
+        overlap = max(overlap, count_learnt(known, turned_phashes_of(prepared.test, prepared.inspection).values()))
     if overlap:
         logger.warning(
             "%s was trained on %d of the %d test photos of this run (or on photos with the same class and file name): "
