@@ -23,6 +23,7 @@ from tests.cli.test_evaluate import result
 from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
+from agridistill.cli.commands import parser
 from agridistill.errors import DataError
 from agridistill.evaluation.verdict import ModelVerdict
 from agridistill.manifest import read_manifest
@@ -482,7 +483,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 def commands(group: Any = None, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command and group below `agridistill`, with the words that call it."""
-    group = group or typer.main.get_command(cli.parser(""))
+    group = group or typer.main.get_command(parser(""))
     yield words, group
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, *words, name)
@@ -491,7 +492,7 @@ def commands(group: Any = None, *words: str) -> Iterator[tuple[tuple[str, ...], 
 @pytest.mark.parametrize(("words", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
 def test_help_shows_every_text_as_it_is(words: tuple[str, ...], command: Any) -> None:
     # Brackets are markup to whoever draws the help, which then loses them or fails.
-    done = CliRunner().invoke(cli.parser(""), [*words, "--help"], env={"COLUMNS": "100"}, catch_exceptions=False)
+    done = CliRunner().invoke(parser(""), [*words, "--help"], env={"COLUMNS": "100"}, catch_exceptions=False)
     assert done.exit_code == 0
     shown = re.sub(r"[\s│]+", "", done.output)
     texts = [getattr(option, "help", None) or "" for option in command.params]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agridistill.cli import output
+from agridistill.cli import display, output
 from agridistill.progress import begin, hidden_displays
 
 
@@ -28,15 +28,15 @@ class Seen:
     """What the display of `progress_bar` shows on a screen of 60 columns, taken when asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bars: list[output.Progress] = []
+        self.bars: list[display.Progress] = []
         made = self.bars
 
-        class Kept(output.Progress):
+        class Kept(display.Progress):
             def __init__(self, *columns: object, **options: object) -> None:
                 super().__init__(*columns, **options)  # type: ignore[arg-type]
                 made.append(self)
 
-        monkeypatch.setattr(output, "Progress", Kept)
+        monkeypatch.setattr(display, "Progress", Kept)
         monkeypatch.setattr(output, "stderr", Console(file=io.StringIO(), force_terminal=True, width=60))
 
     @property

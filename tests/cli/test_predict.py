@@ -13,7 +13,7 @@ from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.api import load
-from agridistill.cli import main
+from agridistill.cli import commands
 from agridistill.data.folder import scan
 from agridistill.errors import PhotoError
 
@@ -133,8 +133,8 @@ def test_the_short_way_without_a_parser_prints_and_ends_as_the_parser_does(
     colour_model: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[str] = []
-    real = main.parser
-    monkeypatch.setattr(main, "parser", lambda command: parsed.append(command) or real(command))
+    real = commands.parser
+    monkeypatch.setattr(commands, "parser", lambda command: parsed.append(command) or real(command))
     outcomes = []
     for option in ((), ("--top", "1")):
         outcomes.append(run(capsys, "predict", colour_model, photos, "gone.jpg", *option))

@@ -1,86 +1,20 @@
-"""Defines the command `agridistill` with its subcommands, and prints every failure as one line."""
+"""Runs the command `agridistill`, and prints every failure as one line."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from typer import Option
-
-from agridistill import __version__
-from agridistill.cli.output import LogLines, printable, stderr
+from agridistill.cli.output import printable, show_logs, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
 OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 _RUNS = ("train", "distill")
 _CONTINUABLE = ("demo", "compare", "watch")
-
-# The commands in the order of the help, each with its module in `agridistill.cli`; "data" is a group of commands.
-_MODULES = {
-    "demo": "demo",
-    "train": "train",
-    "distill": "train",
-    "compare": "compare",
-    "evaluate": "evaluate",
-    "export": "export",
-    "predict": "evaluate",
-    "review": "review",
-    "models": "evaluate",
-    "benchmark": "benchmark",
-    "report": "compare",
-    "watch": "watch",
-    "status": "status",
-    "publish": "watch",
-    "app": "app",
-    "data": "data",
-}
-
-
-def parser(command: str) -> typer.Typer:
-    """Creates the parser for one command and imports only its module; an unknown name gives a parser for all."""
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        # All subcommands inherit these settings.
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Train a small model from a large vision model, to recognise crop diseases on a device in the field.",
-    )
-    app.callback()(_root)
-    for name in [command] if command in _MODULES else _MODULES:
-        module = import_module(f"agridistill.cli.{_MODULES[name]}")
-        if name == "data":
-            app.add_typer(module.app, name=name)
-        else:
-            app.command()(getattr(module, name))
-    return app
-
-
-def _show_version(requested: bool) -> None:
-    if requested:
-        typer.echo(f"agridistill {__version__}")
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, Option("--debug", help="Print the traceback of an error.")] = False,
-) -> None:
-    root = logging.getLogger()
-    root.setLevel(logging.INFO if debug else logging.WARNING)
-    if not any(isinstance(handler, LogLines) for handler in root.handlers):
-        root.addHandler(LogLines())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,17 +51,15 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _call(arguments: list[str], command: str) -> object:
-    if command != "predict" or len(arguments) < 3 or any(word.startswith("-") for word in arguments):
-        return parser(command)(args=arguments, prog_name="agridistill", standalone_mode=False)
-    # The parser imports pydantic. Without it, the first answer takes a sixth less time.
-    from agridistill.cli.evaluate import predict
+    if command == "predict" and len(arguments) > 2 and not any(word.startswith("-") for word in arguments):
+        # Without the parser and its imports, the first answer takes a twentieth less time.
+        from agridistill.cli.predict import print_predictions
 
-    _root()
-    try:
-        predict(Path(arguments[1]), [Path(word) for word in arguments[2:]])
-    except typer.Exit as end:
-        return end.exit_code
-    return OK
+        show_logs(debug=False)
+        return print_predictions(Path(arguments[1]), [Path(word) for word in arguments[2:]])
+    from agridistill.cli.commands import parser
+
+    return parser(command)(args=arguments, prog_name="agridistill", standalone_mode=False)
 
 
 def _command_of(arguments: Sequence[str]) -> str:
@@ -171,7 +103,7 @@ def _error_line(error: Exception, command: str) -> str | None:
             f"a data-loader process has crashed (often out of memory): '{text[:120]}'; free memory or lower "
             f"--workers{resume}"
         )
-    if isinstance(error, typer.Abort):
+    if type(error).__name__ == "Abort":  # of Typer, which is not imported in each run
         return f"the command was aborted; run it again{resume}"
     # Usage errors of Typer, which come from its own copy of click or from the click package.
     message = getattr(error, "format_message", None)

@@ -16,15 +16,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -60,6 +51,14 @@ class LogLines(logging.Handler):
         """Prints one log record with its level, such as "warning: …"."""
         text = "\n  ".join(printable(line) for line in self.format(record).split("\n"))
         stderr.print(f"{record.levelname.lower()}: {text}", style="yellow")
+
+
+def show_logs(*, debug: bool) -> None:
+    """Prints log records to stderr: warnings and errors, with `debug` also information."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if debug else logging.WARNING)
+    if not any(isinstance(handler, LogLines) for handler in root.handlers):
+        root.addHandler(LogLines())
 
 
 def silence_other_ranks(processes: int) -> None:
@@ -235,7 +234,13 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
     does; `then` is the label after a complete bar. `first_line` is printed with the first progress: if the work fails
     before, only its error is printed.
     """
-    display = _Display(label, then, first_line, stderr)
+    if not stderr.is_terminal or stderr.quiet:
+        yield _Unseen(first_line)
+        return
+    # Its import would delay the first answer of `predict`.
+    from agridistill.cli.display import LiveDisplay
+
+    display = LiveDisplay(label, then, first_line, stderr)
     displays.append(display)
     display.show("starting")
     try:
@@ -245,64 +250,16 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
         display.hide()
 
 
-class _Display:
-    """The callback that `progress_bar` yields; it also draws the bar."""
+class _Unseen:
+    """The callback that `progress_bar` yields where nothing is drawn."""
 
-    def __init__(self, label: str, then: str, first_line: str, console: Console) -> None:
-        self._label, self._then, self._first_line, self._console = label, then, first_line, console
-        start = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-        bar = BarColumn(max(10, min(40, console.width - 48)))
-        self._bar = (*start, bar, MofNCompleteColumn(), TimeRemainingColumn())
-        self._spinner = (*start, TimeElapsedColumn())
-        # Without redirect_stdout=False, rich would print results to stderr instead of stdout.
-        self._progress = Progress(
-            *self._spinner,
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            disable=not console.is_terminal or console.quiet,
-            refresh_per_second=5,
-        )
-        self._task = self._progress.add_task("", total=None)
+    def __init__(self, first_line: str) -> None:
+        self._first_line = first_line
 
     def __call__(self, done: int, total: int) -> None:
-        """Draws a bar while `done` is below `total`, else a spinner; a `total` of 0 means an unknown length."""
         if self._first_line:
-            self._console.print(self._first_line)
+            stderr.print(self._first_line)
             self._first_line = ""
-        if done >= total > 0:
-            self._spin(self._then)
-        elif total <= 0:
-            self._spin(self._label)
-        else:
-            if self._total is None:
-                self._begin(self._label, total)
-            self._progress.update(self._task, completed=done, total=total)
 
     def stage(self, name: str) -> None:
-        """Starts a stage of unknown length: draws a spinner with its name."""
-        self._label = self._then = name
-        self._begin(name, None)
-
-    def hide(self) -> None:
-        self._progress.stop()
-
-    def show(self, label: str) -> None:
-        """Draws the display again; it shows the label unless a bar is in progress."""
-        if self._total is None:
-            self._spin(label)
-        self._progress.start()
-
-    @property
-    def _total(self) -> float | None:
-        return self._progress.tasks[0].total
-
-    def _spin(self, label: str) -> None:
-        if self._total is not None or self._progress.tasks[0].description != label:
-            self._begin(label, None)
-
-    def _begin(self, label: str, total: int | None) -> None:
-        self._progress.columns = self._spinner if total is None else self._bar
-        # Only a new task starts its clock at zero.
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(label, total=total)
+        """Shows nothing."""
