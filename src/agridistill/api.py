@@ -135,8 +135,8 @@ def evaluate(
         max_drop: with `against`: the loss of accuracy that is allowed, in percentage points; None means 3.
         max_class_drop: with `against`: the loss of recall that is allowed in each class, in percentage points; None
             means 10.
-        split: the part of the data to use. If it is the data that the model was trained on, the parts are those of the
-            training run.
+        split: "train", "val", "test" or "all": the part of the data to use. If it is the data that the model was
+            trained on, the parts are those of the training run.
         split_file: a split made by `data split`, to use instead.
         class_names: folder name -> the model's class, for folders that are named differently; a mapping, or the path
             of a TOML file that holds one.

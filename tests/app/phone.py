@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tests.needs import chromium
 
 from agridistill.app.server import page_answer
+from agridistill.local_page import Answer
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.predictor import read_source
@@ -73,18 +74,22 @@ class SlowServer:
 
         class Handler(SimpleHTTPRequestHandler):
             def end_headers(self) -> None:
-                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-                lasting = "/files/" in self.path
-                self.send_header("Cache-Control", "max-age=31536000, immutable" if lasting else "no-cache")
+                for name, value in self._page().headers.items():
+                    self.send_header(name, value)
                 super().end_headers()
+
+            def guess_type(self, path: Any) -> str:
+                page = self._page()
+                return page.content_type if page.status == HTTPStatus.OK else super().guess_type(path)
 
             def send_head(self) -> Any:
                 self.directory = str(outer.folder)
-                path = self.path.split("?")[0].removeprefix("/")
-                if not outer.all_files and page_answer(outer.folder, path).status != HTTPStatus.OK:
+                if not outer.all_files and self._page().status != HTTPStatus.OK:
                     return self.send_error(HTTPStatus.NOT_FOUND)
                 return super().send_head()
+
+            def _page(self) -> Answer:
+                return outer.page_answer(self.path.split("?")[0].removeprefix("/"))
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """Logs nothing, unlike the base class."""
@@ -112,6 +117,13 @@ class SlowServer:
     @property
     def address(self) -> str:
         return f"http://localhost:{self.port}/"
+
+    def page_answer(self, path: str) -> Answer:
+        """What the product's server answers; with `all_files`, the page may lie in a folder of the host."""
+        if not self.all_files:
+            return page_answer(self.folder, path)
+        folder, below, name = path.rpartition("files/") if "files/" in path else path.rpartition("/")
+        return page_answer(self.folder / folder, below.removeprefix("/") + name)
 
     def start(self) -> None:
         class Server(ThreadingHTTPServer):

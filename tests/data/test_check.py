@@ -53,7 +53,7 @@ def test_a_stray_file_is_a_problem(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     (tmp_path / "scab" / "svn-r6Yb5c").write_bytes(b"")
     result = check(tmp_path)
-    assert result.strays == ("scab/svn-r6Yb5c",)
+    assert result.non_photo_files == ("scab/svn-r6Yb5c",)
     assert result.problems == ("1 file that is not a photo (1 without suffix), the first 'scab/svn-r6Yb5c'",)
 
 

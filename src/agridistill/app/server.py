@@ -47,6 +47,8 @@ def page_answer(folder: Path, path: str) -> Answer:
 
 
 class _Handler(PageHandler):
+    any_host = True
+
     def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
         return page_answer(self.server.page, path.removeprefix("/"))  # type: ignore[attr-defined]
 

@@ -242,8 +242,8 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
 
     display = LiveDisplay(label, then, first_line, stderr)
     displays.append(display)
-    display.show("starting")
     try:
+        display.show("starting")
         yield display
     finally:
         displays.remove(display)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import secrets
 from collections.abc import Mapping, Sequence
@@ -302,7 +303,7 @@ def _serve(
             names = read_layout(classes, layout, min_classes=1).classes
     page = Review(root, order, names, log, reviewer, predictor, given)
     token = None if is_loopback(host) else secrets.token_urlsafe(12)
-    with serving(page, host, port, token) as address, order:
+    with contextlib.suppress(KeyboardInterrupt), serving(page, host, port, token) as address, order:
         stderr.print(f"page: {address} (Ctrl-C ends it)" + (f", token: {token}" if token else ""))
         output.wait_for_ctrl_c()
     stderr.print(f"The choices are in '{printable(str(log.path))}'.")

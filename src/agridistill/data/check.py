@@ -56,7 +56,7 @@ class CheckResult:
     classes: tuple[ClassCheck, ...]  # in label order
     unreadable: tuple[tuple[str, str], ...]  # (path, reason)
     oversize: tuple[tuple[str, str], ...]  # (path, reason) of photos with more pixels than allowed
-    strays: tuple[str, ...]  # files in the class folders that are not photos
+    non_photo_files: tuple[str, ...]  # files in the class folders that are not photos
     without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
     alike_names: Groups  # names of class folders that differ only in capitals, spaces or Unicode normal form
     exact_duplicates: Groups  # identical files
@@ -76,10 +76,12 @@ class CheckResult:
     def to_json(self) -> dict[str, Any]:
         """Returns the result as a dict that `json.dumps` accepts.
 
-        The keys are the names of the attributes. `unreadable` and `oversize` are lists of `{"path": …, "reason": …}`.
+        The keys are the names of the attributes, but `strays` for `non_photo_files`. `unreadable` and `oversize` are
+        lists of `{"path": …, "reason": …}`.
         """
         document = asdict(self)
         document["root"] = str(self.root)
+        document["strays"] = document.pop("non_photo_files")
         for key in ("unreadable", "oversize"):
             document[key] = [{"path": path, "reason": reason} for path, reason in document[key]]
         return document
@@ -131,7 +133,7 @@ def check(
         classes=classes,
         unreadable=tuple(unreadable),
         oversize=tuple(oversize),
-        strays=folder.non_photo_files,
+        non_photo_files=folder.non_photo_files,
         without_photos=dict(folder.without_photos),
         alike_names=folder.alike_names,
         exact_duplicates=tuple(map(tuple, exact)),
@@ -185,8 +187,8 @@ def _problems(result: CheckResult) -> Iterable[str]:
         if bad:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
-    if result.strays:
-        yield passed_over(result.strays)
+    if result.non_photo_files:
+        yield passed_over(result.non_photo_files)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     yield from map(alike_in_words, result.alike_names)

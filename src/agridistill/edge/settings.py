@@ -25,6 +25,7 @@ from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words", "upload"})
 
 
@@ -163,7 +164,8 @@ def read_secret(file: Path | None, variable: str) -> str | None:
         return os.environ.get(variable) or None
     expected = "a file with a token or password (token_file, password_file)"
     try:
-        secret = file.read_text(encoding="utf-8").strip()
+        with file.open(encoding="utf-8") as opened:
+            secret = opened.read(_LONGEST_SECRET).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise ConfigError(expected, f"'{file}' ({reason})", "check its path and permissions") from None

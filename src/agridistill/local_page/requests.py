@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 TEXT, HTML, JSON = (f"{kind}; charset=utf-8" for kind in ("text/plain", "text/html", "application/json"))
 _COOKIE_AGE_S = 30 * 86400
 _MAX_BODY_BYTES = 4096
+_PIECE_BYTES = 1 << 16
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -88,7 +89,8 @@ class Access:
 class PageHandler(BaseHTTPRequestHandler):
     """Answers the HTTP requests of a `LocalServer`, one request per connection; a page overrides its first methods."""
 
-    timeout = 10
+    timeout = 10  # seconds for each read and each piece of a body
+    any_host = False  # whether the page has no secrets, so that a proxy may give it any name
     posts = False  # whether the page sends requests to `act`
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
@@ -144,6 +146,8 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def _has_known_host(self) -> bool:
         """Whether the Host header names this page; another name means an attack by DNS rebinding."""
+        if self.any_host:
+            return True
         given, names = self.headers.get_all("Host") or [], self.server.names  # type: ignore[attr-defined]
         try:
             return names is None or (len(given) == 1 and urlsplit(f"//{given[0]}").hostname in names)
@@ -230,7 +234,10 @@ class PageHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            for begin in range(0, len(answer.body), _PIECE_BYTES):
+                self.wfile.write(answer.body[begin : begin + _PIECE_BYTES])
+                # A slow network may take minutes for a file of megabytes.
+                self.server.prolong(self.connection)  # type: ignore[attr-defined]
 
 
 def _policy(nonce: str) -> str:

@@ -81,7 +81,7 @@ class LocalServer(ThreadingHTTPServer):
             self._release(request)
 
     def service_actions(self) -> None:
-        """Ends connections that have been open for 30 s or longer."""
+        """Ends connections that have taken nothing for 30 s or longer."""
         self._end_connections(older_than_s=_LONGEST_CONNECTION_S)
 
     def server_close(self) -> None:
@@ -96,6 +96,12 @@ class LocalServer(ThreadingHTTPServer):
         """Logs an error of a connection, except if the client only disconnected."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("the page failed to answer a request")
+
+    def prolong(self, connection: socket.socket) -> None:
+        """Gives a connection its full time again, because its client has taken a piece of the answer."""
+        with self._lock:
+            if connection in self._since:
+                self._since[connection] = time.monotonic()
 
     def _end_connections(self, older_than_s: float) -> None:
         with self._lock:

@@ -77,7 +77,7 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
     else:
         summary = [line for name, one in evaluations.items() for line in words.model_summary(name, one)]
     summary += [line for name, one in evidence.items() for line in words.evidence_summary(name, one)]
-    evidence_of = study["evidence"] if study is not None else None
+    evidence_of = study.get("evidence") if study is not None else None
     return environment.get_template("report.html").render(
         title=f"{'Study' if study else 'Model'}: {documents.name}",
         study=study,
@@ -190,7 +190,7 @@ def read_documents(folder: Path) -> ReportDocuments:
     if study is not None:
         _require_version(study, "compare.json")
         # The folder may also hold files of earlier versions of the study.
-        names = [name for name in study["evidence"]["models"] if name in names]
+        names = [name for name in study.get("evidence", {}).get("models", names) if name in names]
     evidence = {name: _require_version(_read_json(folder / f"evidence/{name}.json"), name) for name in names}
     gallery = _read_json(folder / "evidence/gallery.json")
     with_results = [folder / name for name in ("compare.json", "evaluation.json", "benchmark.json", "metrics.csv")]
@@ -238,7 +238,8 @@ def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
 
 def _reported_runs(folder: Path, study: Document) -> dict[str, Path]:
     """Returns the run folders of the best method and the baseline by name, for the budget of the evidence."""
-    budget = next(budget for budget in study["budgets"] if budget["name"] == study["evidence"]["budget"])
+    wanted = study.get("evidence", {}).get("budget")  # absent after `compare --no-evidence`
+    budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])
     rows = {row["name"]: row for row in budget["rows"]}
     names = dict.fromkeys((budget["best"], study["baseline"]))
     return {name: folder / rows[name]["runs"][0]["run"] for name in names if name in rows}

@@ -112,6 +112,23 @@ def test_a_camera_is_answered_in_the_strongest_way_that_it_offers(
     assert "no user is set" in lost(source_of(camera.url("/a?b=1")))
 
 
+def test_a_nonce_that_ran_out_is_no_wrong_password(camera: Camera) -> None:  # noqa: F811
+    asked = []
+
+    def forgetful(handler: Handler) -> None:
+        asked.append(handler.path)
+        if len(asked) == 3:
+            camera.picture(handler)
+        else:
+            stale = ", stale=TRUE" if len(asked) == 2 else ""
+            handler.give(b"", 401, WWW_Authenticate=offer("MD5") + stale)
+
+    camera.answer = forgetful
+    assert source_of(camera.url(), username=USER, password=PASSWORD).read(1) is not None
+    camera.answer = lambda handler: handler.give(b"", 401, WWW_Authenticate=offer("MD5") + ", stale=true")
+    assert "401" in lost(source_of(camera.url(), username=USER, password=PASSWORD))
+
+
 def test_names_and_passwords_may_have_any_letters(camera: Camera) -> None:  # noqa: F811
     def guarded(handler: Handler) -> None:
         right = is_right(handler.headers.get("Authorization", ""), "GET", handler.path, "Jürgen", "πß")

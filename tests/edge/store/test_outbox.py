@@ -153,6 +153,17 @@ class TestLimits:
             box.add([Message(b"1" * 10, "alert", "north")])
             assert (box.counts().waiting, box.counts().dropped["alert"]) == ({"alert": room}, 1)
 
+    def test_the_newest_detections_stay_beside_many_alerts(self, tmp_path: Path) -> None:
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(0.02)) as box:
+            size = len_of(Message(b"0" * 10, "alert", "north"))
+            alerts = 20_000 // size - 4
+            box.add([Message(f"{number:010}".encode(), "alert", "north") for number in range(alerts)])
+            for number in range(20):
+                box.add([Message(f"{number:010}".encode(), "detection", "north")])
+            kept = [int(item.message.payload) for item in box.pending(limit=1000) if item.message.kind == "detection"]
+            assert kept[-1] == 19
+            assert set(box.counts().dropped) == {"detection"}
+
     def test_what_is_dropped_is_counted_over_new_starts(self, tmp_path: Path) -> None:
         for _ in range(3):
             with Outbox(tmp_path / "outbox.db", OutboxLimits(0.02)) as box:

@@ -169,17 +169,21 @@ class _Login(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         response = yield request
-        request = response.request
-        if response.status_code != 401 or _origin(request.url) != self._origin:
-            return
-        uri = request.url.raw_path.decode("ascii")
-        offers = challenges(response.headers.get_list("WWW-Authenticate"))
-        answer = authorization(offers, self._user, self._password, request.method, uri)
-        # Only one try: cameras lock an account after several wrong passwords.
-        if answer is not None:
+        # Try again only if the nonce has expired: cameras lock an account after several wrong passwords.
+        for must_be_stale in (False, True):
+            request = response.request
+            if response.status_code != 401 or _origin(request.url) != self._origin:
+                return
+            offers = challenges(response.headers.get_list("WWW-Authenticate"))
+            if must_be_stale and not any(offer.fields.get("stale", "").lower() == "true" for offer in offers):
+                return
+            uri = request.url.raw_path.decode("ascii")
+            answer = authorization(offers, self._user, self._password, request.method, uri)
+            if answer is None:
+                return
             request.headers.encoding = "latin-1"
             request.headers["Authorization"] = answer
-            yield request
+            response = yield request
 
 
 class JpegFrames:

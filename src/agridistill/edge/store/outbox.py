@@ -136,9 +136,20 @@ class Outbox(SqliteFile):
         )
 
     def _make_room(self, database: sqlite3.Connection) -> None:
-        if _waiting_bytes(database) <= self._max_bytes:
+        """Deletes every second detection in the oldest half, repeatedly, until the size is within the limit.
+
+        Alerts are deleted only when no detections are left.
+        """
+        limit = self._max_bytes
+        if _waiting_bytes(database) <= limit:
             return
-        while _waiting_bytes(database) > (1 - _SLACK) * self._max_bytes:
+        (alerts,) = database.execute(
+            "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages WHERE kind = 'alert'",
+            (_OVERHEAD_BYTES,),
+        ).fetchone()
+        # Free more than necessary, but at most half of the room that the alerts leave for detections.
+        allowed = min(limit, max((1 - _SLACK) * limit, (alerts + limit) / 2))
+        while _waiting_bytes(database) > allowed:
             (detections,) = database.execute("SELECT count(*) FROM messages WHERE kind = 'detection'").fetchone()
             # Keep every second one: fewer detections over the whole time are more useful than a missing first half.
             taken = _drop(
@@ -149,8 +160,7 @@ class Outbox(SqliteFile):
             )
             if not taken:
                 break
-        oldest = "seq = (SELECT min(seq) FROM messages)"
-        while _waiting_bytes(database) > self._max_bytes and _drop(database, oldest, ()):
+        while _waiting_bytes(database) > limit and _drop(database, "seq = (SELECT min(seq) FROM messages)", ()):
             pass
 
 
