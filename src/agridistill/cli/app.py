@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -93,9 +94,9 @@ def _serve(folder: Path, host: str, port: int) -> None:
     from agridistill.app.server import serving_site
     from agridistill.local_page import is_loopback
 
-    with serving_site(folder, host, port) as address:
+    with contextlib.suppress(KeyboardInterrupt), serving_site(folder, host, port) as address:
         stderr.print(f"page: {address} (Ctrl-C ends it)")
         if not is_loopback(host):
             stderr.print("Browsers install a page and open the camera only over https (docs/phone.md).", style="yellow")
         output.wait_for_ctrl_c()
-        stderr.print("The page is no longer served.")
+    stderr.print("The page is no longer served.")

@@ -10,7 +10,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,10 @@ def silence_other_ranks(processes: int) -> None:
 
 
 def wait_for_ctrl_c() -> None:
-    """Returns after Ctrl-C."""
+    """Waits until Ctrl-C raises KeyboardInterrupt."""
     # In steps: a Ctrl-C just before an endless wait would be noticed when the wait ends, which it never does.
-    with suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(_WAKE_S)
+    while True:
+        time.sleep(_WAKE_S)
 
 
 def print_json(document: Any) -> None:
