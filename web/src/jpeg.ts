@@ -2,7 +2,8 @@
  * Decodes large JPEGs at a half, quarter or eighth of their size, as Pillow's draft mode does.
  *
  * Chromium's ImageDecoder scales inside the decoder, as Pillow's does, and gives the same pixels in a fifth of the time
- * of full decoding. Other browsers lack it, or ignore the wish.
+ * of full decoding. At full size it hands out luma and chroma, of which a canvas makes other colours than Pillow. Other
+ * browsers lack it, or ignore the wish.
  */
 
 const [MARKER, STUFFED, START_OF_SCAN] = [0xff, 0x00, 0xda];
@@ -33,9 +34,8 @@ export function jpegFactor(width: number, height: number, shorterSide: number): 
  * Decodes a JPEG at the size that `jpegFactor` gives; null if that is its own size, if it has more than `mostPixels`, or
  * if the browser cannot.
  */
-export async function decodedSmaller(photo: Blob, shorterSide: number, mostPixels: number): Promise<VideoFrame | null> {
+export async function decodedSmaller(data: ArrayBuffer, shorterSide: number, mostPixels: number): Promise<VideoFrame | null> {
   if (typeof ImageDecoder === "undefined") return null;
-  const data = await photo.arrayBuffer();
   const [width, height] = jpegSize(new Uint8Array(data)) ?? [0, 0];
   const factor = jpegFactor(width, height, shorterSide);
   if (factor === 1 || width * height > mostPixels) return null;
