@@ -80,6 +80,9 @@ def test_a_video_goes_on_behind_what_was_decided_on(video: Path) -> None:
     assert len(decided) == 2
     first.close()
     assert list(rest(opened(video, decided, every_s=1.0))) == ["20", "30"]
+    # The same life, after a loss.
+    first.open()
+    assert list(rest(first)) == ["20", "30"]
 
 
 def test_a_read_returns_in_time_while_frames_are_passed_over(video: Path) -> None:

@@ -144,6 +144,7 @@ class VideoSource(_Capture):
         super().__init__()
         self.name, self._path = str(path), path
         self._settings, self._seen = settings, seen
+        self._next = 0  # number of the next frame; earlier ones were returned by `read`, and may not be stored yet
         self._file = ""
         self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
@@ -154,7 +155,9 @@ class VideoSource(_Capture):
             found = self._path.stat()
         except OSError as error:
             raise self._lost(error.strerror or "an error") from None
-        self._file = f"{self._path.absolute()}\0{found.st_mtime_ns}\0{found.st_size}"
+        file = f"{self._path.absolute()}\0{found.st_mtime_ns}\0{found.st_size}"
+        if file != self._file:
+            self._file, self._next = file, 0
         self._capture = self._cv2.VideoCapture(str(self._path), self._cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             self.close()
@@ -168,7 +171,8 @@ class VideoSource(_Capture):
         deadline = time.monotonic() + wait_s
         while self._capture.grab():
             self._index += 1
-            if self._is_due():
+            if self._is_due() and self._index >= self._next:
+                self._next = self._index + 1
                 identity = hashlib.sha256(os.fsencode(f"{self._file}\0{self._index}")).hexdigest()[:32]
                 if not self._seen(identity):
                     pixels = self._picture()
