@@ -37,7 +37,9 @@ class Seen:
                 made.append(self)
 
         monkeypatch.setattr(display, "Progress", Kept)
-        monkeypatch.setattr(output, "stderr", Console(file=io.StringIO(), force_terminal=True, width=60))
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        console = Console(file=io.StringIO(), force_terminal=True, width=60)
+        monkeypatch.setattr(output.stderr, "console", console)
 
     @property
     def is_drawn(self) -> bool:
@@ -45,7 +47,7 @@ class Seen:
 
     @property
     def line(self) -> str:
-        screen = Console(file=io.StringIO(), width=60)
+        screen = Console(file=io.StringIO(), width=60, force_terminal=False)
         screen.print(self.bars[0].get_renderable())
         lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert len(lines) == 1

@@ -36,7 +36,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
     def of_width(width: int) -> None:
         for name, value in {"_force_terminal": True, "_color_system": None, "_width": width}.items():
-            monkeypatch.setattr(output.stdout, name, value)
+            monkeypatch.setattr(output.stdout.console, name, value)
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
 
     return of_width
 

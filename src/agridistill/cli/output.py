@@ -11,21 +11,73 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from typing import IO, TYPE_CHECKING, Any
 
 from agridistill.progress import StagedProgress, displays, is_first_process, stderr_console
 from agridistill.storage import json_text
 
-UNDEFINED = "–"
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Column, Table
 
-stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-stderr = stderr_console()
+UNDEFINED = "–"
+# With one of these, rich may take a file or a pipe for a terminal.
+_FORCING = ("FORCE_COLOR", "TTY_COMPATIBLE")
+
+
+class Stream:
+    """The command's stdout or stderr.
+
+    rich prints to a terminal, and draws tables. All other lines are written without it, because its import takes a
+    tenth of the time of a first answer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._quiet = name, False
+
+    @cached_property
+    def console(self) -> Console:
+        """The console of rich for this stream."""
+        if self._name == "stderr":
+            return stderr_console()
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person may look at the output now."""
+        may_be = any(os.environ.get(name) for name in _FORCING) or (self._file is not None and self._file.isatty())
+        return may_be and self.console.is_terminal
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is printed."""
+        return self._quiet
+
+    @quiet.setter
+    def quiet(self, quiet: bool) -> None:
+        self._quiet = self.console.quiet = quiet
+
+    def print(self, text: Any = "", *, style: str | None = None, end: str = "\n", **options: Any) -> None:
+        """Prints a text, or something that rich renders; `options` are those of `rich.console.Console.print`."""
+        if self._file is None or not isinstance(text, str) or self.is_terminal:
+            self.console.print(text, style=style, end=end, **options)
+        elif not self._quiet:
+            try:
+                self._file.write(text + end)
+                self._file.flush()
+            except BrokenPipeError:
+                self.console.on_broken_pipe()
+
+    @property
+    def _file(self) -> IO[str] | None:
+        return getattr(sys, self._name)  # type: ignore[no-any-return]
+
+
+stdout, stderr = Stream("stdout"), Stream("stderr")
 
 # Command -> the extra that it needs, and modules which show whether the extra is installed.
 _NEEDS = {
@@ -122,16 +174,23 @@ def print_skipped(count: int, first: str) -> None:
 
 def print_note(text: str, *, style: str = "dim") -> None:
     """Prints a sentence below a table; on a screen it is wrapped between words, in a file or a pipe it is one line."""
+    from rich.text import Text
+
     stdout.print(Text(text, style=style), soft_wrap=not stdout.is_terminal)
 
 
 def new_table(title: str, first: str, *others: str) -> Table:
     """Creates a table for `print_table`: a column of names, then columns of figures, the most important first."""
+    from rich.table import Column
+
     columns = [Column(heading, justify="right", no_wrap=True) for heading in others]
     return _table([Column(first, overflow="fold"), *columns], title=printable(title))
 
 
 def _table(columns: Sequence[Column], title: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
 
 
@@ -153,6 +212,8 @@ def print_with_legend(table: Table, names: Iterable[str]) -> None:
 
 def print_figures(rows: Iterable[tuple[str, str]]) -> None:
     """Prints one line for each pair of a name and its value."""
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -170,11 +231,12 @@ def _print_whole(table: Table) -> None:
 
 def has_room(table: Table) -> bool:
     """Returns whether `print_table` prints one table: all its columns fit the screen, or stdout is no terminal."""
-    return not stdout.is_terminal or _width(table) <= stdout.width
+    return not stdout.is_terminal or _width(table) <= stdout.console.width
 
 
 def _width(table: Table) -> int:
-    return stdout.measure(table, options=stdout.options.update(max_width=_ANY_WIDTH)).maximum
+    console = stdout.console
+    return console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
 
 
 def _parts(table: Table) -> Iterator[Table]:
@@ -239,7 +301,7 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
     # Its import would delay the first answer of `predict`.
     from agridistill.cli.display import LiveDisplay
 
-    display = LiveDisplay(label, then, first_line, stderr)
+    display = LiveDisplay(label, then, first_line, stderr.console)
     displays.append(display)
     try:
         display.show("starting")
