@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,19 @@ def test_the_short_way_without_a_parser_prints_and_ends_as_the_parser_does(
         outcomes.append(run(capsys, "predict", colour_model, photos, "gone.jpg", *option))
     assert outcomes[0] == outcomes[1]
     assert parsed == ["predict"]
+
+
+def test_a_first_answer_without_a_terminal_imports_neither_typer_nor_rich(colour_model: Path, photos: Path) -> None:
+    code = f"""
+import sys
+from agridistill.cli.main import main
+try:
+    main(["predict", {str(colour_model)!r}, {str(photos)!r}])
+finally:
+    print(sorted({{"rich", "typer", "pydantic", "torch"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_an_empty_text_is_no_photo(colour_model: Path) -> None:

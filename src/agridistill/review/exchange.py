@@ -67,8 +67,8 @@ def read_judgements(file: Path, root: Path, photos: Sequence[str], reviewer: str
     """Reads the judgements in a file of Label Studio, in the record of another review, or in a table of labels.
 
     Skipped annotations are left out. An annotation with several choices becomes "several". Of another record come the
-    last choices, and an "undo" for each photo whose choices were all taken back. `reviewer` judged where the file names
-    nobody.
+    last choices, and an "undo" for each photo whose choices were all taken back. `reviewer` is used
+    where the file names no reviewer.
 
     Returns the actions, and the entries for which the folder has no photo.
 

@@ -207,14 +207,14 @@ class History(SqliteFile):
         All or none; an alert replaces the stored one with the same `alert_id`.
         """
         with self.writing() as database:
-            for alert, told in alerts:
+            for alert, notified_s in alerts:
                 document = json.dumps(alert.to_json(), ensure_ascii=False)
                 database.execute(
                     "INSERT INTO alerts (alert_id, state, updated_s, told_s, document, source) "
                     "VALUES (?, ?, ?, ?, ?, ?) "
                     "ON CONFLICT (alert_id) DO UPDATE SET state = excluded.state, updated_s = excluded.updated_s, "
                     "told_s = excluded.told_s, document = excluded.document",
-                    (alert.alert_id, alert.state, alert.updated_s, told, document, self._source),
+                    (alert.alert_id, alert.state, alert.updated_s, notified_s, document, self._source),
                 )
             database.execute(
                 "DELETE FROM alerts WHERE state = 'resolved' AND alert_id NOT IN "
