@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +43,11 @@ def describe_host(libraries: Iterable[str] = ()) -> Host:
     )
 
 
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use: fewer than the machine has under `taskset` or a cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """Returns the installed versions of packages by pip name; None for one that is not installed under this name."""
     # Not imported at the top: a benchmark's worker imports this module, and 2 MB would count as the model's memory.
@@ -63,6 +67,8 @@ def processor_name(cpuinfo: Path = _CPUINFO) -> str:
     fields = _first_fields(cpuinfo)
     name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
     if name is None and sys.platform == "darwin":
+        import subprocess
+
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     return name or platform.processor() or platform.machine()

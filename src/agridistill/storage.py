@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -88,8 +87,8 @@ def sync_folder(folder: Path) -> None:
 def temporary_beside(path: Path) -> Path:
     """Returns a hidden path in the same folder that no other process uses, even on another host; it ends in `.part`."""
     # On hosts that share the folder two processes may have the same id, and runs may seed random numbers equally:
-    # `secrets` does not depend on a seed.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    # os.urandom does not depend on a seed.
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
 
 
 _held_locks: set[IO[bytes]] = set()

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,10 @@ def test_counters_that_only_root_may_read_measure_nothing(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "read_text", refuse)
     assert counter.read() is None
     assert counter.joules_since(start) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not limit a process to some cores")
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    limit = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code = f"{limit}; from agridistill.host import usable_cores; print(usable_cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

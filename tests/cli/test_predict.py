@@ -146,11 +146,14 @@ def test_the_short_way_without_a_parser_prints_and_ends_as_the_parser_does(
 
 def test_a_first_answer_without_a_terminal_imports_neither_typer_nor_rich(colour_model: Path, photos: Path) -> None:
     code = f"""
+import gc
 import sys
 from agridistill.cli.main import main
+gc.disable()  # as the program does while it starts
 try:
     main(["predict", {str(colour_model)!r}, {str(photos)!r}])
 finally:
+    assert gc.isenabled()
     print(sorted({{"rich", "typer", "pydantic", "torch"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

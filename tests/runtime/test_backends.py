@@ -49,6 +49,18 @@ def test_an_exported_file_answers_as_its_network(model: Path) -> None:
     assert np.allclose(logits, pixels.mean(axis=(1, 2))[:, [1, 0]] / 25.5, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("machine", "usable", "wanted", "threads"), [(4, 1, 0, 1), (4, 2, 0, 2), (4, 2, 4, 4), (2, 2, 0, 0)]
+)
+def test_onnx_runtime_takes_no_more_threads_than_this_process_may_use_cores(
+    model: Path, monkeypatch: pytest.MonkeyPatch, machine: int, usable: int, wanted: int, threads: int
+) -> None:
+    monkeypatch.setattr(engines.os, "cpu_count", lambda: machine)
+    monkeypatch.setattr(engines, "usable_cores", lambda: usable)
+    backend: Any = open_artefact(model, engine="onnxruntime", threads=wanted)
+    assert backend._session.get_session_options().intra_op_num_threads == threads
+
+
 def test_photos_are_run_a_few_at_a_time_and_stay_in_order(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
     backend = open_artefact(model)

@@ -7,7 +7,6 @@ one is answered. The figures are percentiles, by default over 1,024 queries.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -39,7 +38,7 @@ from agridistill.benchmark.result import (
 )
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError
-from agridistill.host import describe_host
+from agridistill.host import describe_host, usable_cores
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import TORCH, engines_for, model_path, package_of
@@ -119,7 +118,7 @@ def benchmark(
     require_choice("split", split, get_args(SplitName))
     require_callable("progress", progress)
     plan = _checked_plan(plan)
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cores()
     targets = [Target(path, engine) for path in dict.fromkeys(paths) for engine in engines_for(path, wanted)]
     with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
         files = _draw(Path(folder)) if photo_path is None else expand([photo_path])

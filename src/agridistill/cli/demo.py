@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
+import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from agridistill.cli import options, output
-from agridistill.cli.output import count, percent_with_interval, printable, stderr
+from agridistill.cli.output import count, percent_with_interval, printable, show_logs, stderr
 from agridistill.errors import MissingExtraError, RunError
+from agridistill.host import usable_cores
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable, write_json
 
@@ -118,11 +121,20 @@ def run_demo(
     if first := _first_order(data, out):
         begun = {FIRST: first} | begun
     begin(progress, "training a first model and a teacher")
-    # The first model is finished before the teacher, which leaves a core for its export.
-    models = _trained(begun, out, progress, then=lambda name: _file_for_device(out) if name == FIRST else None)
-    artefact = _file_for_device(out) if first else None
-    begin(progress, "training two students")
-    models |= _trained({"baseline student": student("ce"), "hybrid student": student("hybrid")}, out, progress)
+    # The first model is finished before the teacher. A process of its own exports it meanwhile.
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin_export) as exporter:
+        exported: list[Future[Path | None]] = []
+        models = _trained(
+            begun,
+            out,
+            progress,
+            then=lambda name: exported.append(exporter.submit(_file_for_device, out)) if name == FIRST else None,
+        )
+        begin(progress, "training two students")
+        models |= _trained({"baseline student": student("ce"), "hybrid student": student("hybrid")}, out, progress)
+        if first and not exported:
+            exported.append(exporter.submit(_file_for_device, out))
+        artefact = exported[0].result() if exported else None
     teacher = models.pop("teacher")  # the last row
     result = DemoResult(data, models | {"teacher": teacher}, artefact)
     write_json(out / "demo.json", result.to_json())
@@ -146,6 +158,15 @@ def _first_order(data: Path, out: Path) -> Order | None:
         return None
     fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16, "workers": 0})
     return Order(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
+
+
+def _begin_export() -> None:
+    """Prepares the process that exports: one thread, no traceback after Ctrl-C, and warnings as of a command."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    show_logs(debug=False)
 
 
 def _file_for_device(out: Path) -> Path | None:
@@ -185,7 +206,7 @@ def _trained(
     def warn(line: str) -> None:
         stderr.print(printable(line), style="yellow")
 
-    slots = min(len(orders), os.cpu_count() or 1)
+    slots = min(len(orders), usable_cores())
     if waiting:
         run_side_by_side(
             waiting, out / "logs", slots=slots, total=len(orders), on_tick=show, on_end=note, on_warning=warn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def _call(arguments: list[str], command: str) -> object:
         return print_predictions(Path(arguments[1]), [Path(word) for word in arguments[2:]])
     from agridistill.cli.commands import parser
 
+    gc.enable()
     return parser(command)(args=arguments, prog_name="agridistill", standalone_mode=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def print_predictions(
         photos = expand(image for image in images if image not in missing)
         begin(progress, "loading the model")
         predictor = load(model, photos=len(photos))
+        gc.enable()
     results = predictor.predict_many(photos, top=top)
     if explain:
         results = _with_pictures(predictor, photos, results, explain_out or Path())

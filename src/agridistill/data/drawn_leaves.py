@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from agridistill.data.leaf_shapes import SYMPTOMS, Floats, Leaf, Points, blurred, grid, grow, noise, to_bytes
+from agridistill.host import usable_cores
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import replacing_folder
 
@@ -48,16 +50,21 @@ def draw_leaves(
     1. More leaves or shots add photos and do not change the others. If writing fails, no folder is created. `out` must
     not exist, or be empty; `image_size` is the side of a photo in pixels, at least 32.
     """
-    total = len(CLASSES) * leaves_per_class * shots_per_leaf
-    done = 0
-    with replacing_folder(out) as folder:
+    leaves = [(class_name, leaf) for class_name in CLASSES for leaf in range(1, leaves_per_class + 1)]
+    with replacing_folder(out) as folder, ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw") as pool:
+
+        def draw(class_name: str, leaf: int) -> None:
+            for name, photo in _shots_of(class_name, leaf, shots_per_leaf, image_size, seed):
+                photo.save(folder / class_name / name, quality=_JPEG_QUALITY)
+
         for class_name in CLASSES:
             (folder / class_name).mkdir()
-            for leaf in range(1, leaves_per_class + 1):
-                for name, photo in _shots_of(class_name, leaf, shots_per_leaf, image_size, seed):
-                    photo.save(folder / class_name / name, quality=_JPEG_QUALITY)
-                    done += 1
-                    progress(done, total)
+        try:
+            for done, _ in enumerate(pool.map(draw, *zip(*leaves, strict=True)), start=1):
+                progress(done * shots_per_leaf, len(leaves) * shots_per_leaf)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return out
 
 

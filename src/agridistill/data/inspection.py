@@ -22,6 +22,7 @@ from scipy.fftpack import dct
 from agridistill.data.folder import PhotoFolder, Sample
 from agridistill.data.likeness import copy_groups, exact_groups, look_of
 from agridistill.errors import DataError, PhotoError
+from agridistill.host import usable_cores
 from agridistill.preprocess import MAX_PIXELS, HeicPhotoError, read_photo
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import user_cache, write_json
@@ -122,7 +123,7 @@ def inspect_photos(folder: PhotoFolder, *, remember: bool = False, progress: Pro
     found = {path: store.find(path) for path in paths} if store is not None else {}
     records = {path: record for path, record in found.items() if record is not None}
     unread = [path for path in paths if path not in records]
-    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    workers = min(_MAX_WORKERS, usable_cores())
     with _own_pixel_limit(), ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
         try:
             for start in range(0, len(unread), _BATCH):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from agridistill.data.folder import UNLABELLED, Sample
 from agridistill.data.views import Augmentation, KeptViews, SmallCopies, render_view, view_seed
 from agridistill.errors import PhotoError
+from agridistill.host import usable_cores
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, to_pixels
 
@@ -283,7 +284,7 @@ def collate_two_sizes(items: Sequence[tuple[Item | None, Item | None]]) -> Batch
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
     """Returns the number of loader processes for each of `devices` processes: 1 to 12 for a GPU, 1 or 2 for "cpu"."""
-    cores = (os.cpu_count() or 1) // devices
+    cores = usable_cores() // devices
     return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.errors import MissingExtraError, ModelError
+from agridistill.host import usable_cores
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
 from agridistill.progress import stderr_without_lines
@@ -78,7 +79,10 @@ class OnnxRuntimeBackend:
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
+            # By itself the engine takes one thread for each core of the machine, also if the process may use fewer. On
+            # one core of two they hinder one another, and the first answer takes 0.05 s more.
+            usable = usable_cores()
+            options.intra_op_num_threads = threads or (0 if usable == os.cpu_count() else usable)
             options.inter_op_num_threads = 1
             # Errors are raised as exceptions; users do not need the rest of the engine's log.
             options.log_severity_level = 4
@@ -205,7 +209,7 @@ class LiteRtBackend:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
             kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-            cores = threads or os.cpu_count() or 1
+            cores = threads or usable_cores()
             # No setting of the engine silences its INFO lines, such as XNNPACK's; users do not need them.
             with stderr_without_lines(b"INFO: "):
                 self._interpreter = Interpreter(str(path), num_threads=cores, experimental_op_resolver_type=kernels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from PIL import Image
 
 from agridistill.arguments import described, require_whole
 from agridistill.errors import ConfigError, DataError, PhotoError
+from agridistill.host import usable_cores
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_explanation, is_photo, passed_over
 from agridistill.preprocess import (
@@ -221,7 +221,7 @@ def _reader(preprocessing: Preprocessing) -> Callable[[PhotoSource], ReadPhoto]:
 
 
 def _threads(wanted: int = 0) -> int:
-    return min(_MAX_THREADS, wanted or os.cpu_count() or 1)
+    return min(_MAX_THREADS, wanted or usable_cores())
 
 
 def _in_threads(
