@@ -5,6 +5,8 @@
  * rounds to 8 bits after each of the two.
  */
 
+import { kernels, put, room, taken } from "./kernels";
+
 /** RGB pixels, row by row, three bytes each. */
 export interface Pixels {
   readonly width: number;
@@ -25,7 +27,6 @@ export type Filter = "bicubic" | "box";
 export type Box = readonly [number, number, number, number];
 
 const PRECISION_BITS = 32 - 8 - 2;
-const HALF = 1 << (PRECISION_BITS - 1);
 const CHANNELS = 3;
 const [STRIP_PIXELS, LEAST_ROWS] = [1 << 20, 64];
 
@@ -91,11 +92,6 @@ function weights(inSize: number, from: number, to: number, outSize: number, filt
   return found;
 }
 
-function clip8(value: number): number {
-  const level = value >> PRECISION_BITS;
-  return level < 0 ? 0 : level > 255 ? 255 : level;
-}
-
 /**
  * Resizes `part` of an image to `width` x `height`.
  *
@@ -109,96 +105,60 @@ export function resample(source: Pixels | Rows, width: number, height: number, f
   const across = weights(source.width, left, right, width, filter);
   const down = weights(source.height, top, bottom, height, filter);
   const lostRows = source.height - height;
-  if (lostRows > 0 && lostRows > 2 * (source.width - width)) {
-    const between = resampleColumns(bytesOf(source), source.width, down, height);
-    return { width, height, data: resampleRows(bytesOf(between), 0, height, between.width, across, width) };
-  }
+  const isTall = lostRows > 0 && lostRows > 2 * (source.width - width);
   const firstRow = down.starts[0]!;
   const rows = down.starts[height - 1]! + down.counts[height - 1]! - firstRow;
-  const data = resampleRows(bytesOf(source), firstRow, rows, source.width, across, width);
-  const shifted = { ...down, starts: down.starts.map((start) => start - firstRow) };
-  return resampleColumns(bytesOf({ width, height: rows, data }), width, shifted, height);
-}
-
-/** Bytes of `count` rows from row `top` on, with three or four for each pixel. */
-interface Bytes {
-  readonly channels: number;
-  read(top: number, count: number): Uint8Array | Uint8ClampedArray;
-}
-
-function bytesOf(source: Pixels | Rows): Bytes {
-  if (!("data" in source)) return { channels: 4, read: (top, count) => source.read(top, count) };
-  const stride = source.width * CHANNELS;
-  return { channels: CHANNELS, read: (top, count) => source.data.subarray(top * stride, (top + count) * stride) };
-}
-
-function resampleRows(
-  { channels, read }: Bytes,
-  firstRow: number,
-  rows: number,
-  inWidth: number,
-  { size, starts, counts, values }: Weights,
-  width: number,
-): Uint8Array {
-  const target = new Uint8Array(width * rows * CHANNELS);
-  let at = 0;
-  const atOnce = stripRows(inWidth);
-  for (let top = 0; top < rows; top += atOnce) {
-    const count = Math.min(atOnce, rows - top);
-    const strip = read(firstRow + top, count);
-    for (let begin = 0; begin < count * inWidth * channels; begin += inWidth * channels) {
-      for (let x = 0; x < width; x++) {
-        let red = HALF;
-        let green = HALF;
-        let blue = HALF;
-        let from = begin + starts[x]! * channels;
-        const last = x * size + counts[x]!;
-        for (let k = x * size; k < last; k++) {
-          const weight = values[k]!;
-          red = (red + strip[from]! * weight) | 0;
-          green = (green + strip[from + 1]! * weight) | 0;
-          blue = (blue + strip[from + 2]! * weight) | 0;
-          from += channels;
-        }
-        target[at++] = clip8(red);
-        target[at++] = clip8(green);
-        target[at++] = clip8(blue);
-      }
+  const atOnce = isTall ? Math.max(...down.counts) : Math.min(rows, stripRows(source.width));
+  const [strip, staged, between, result, acrossAt, downAt, zero] = room(
+    4 * source.width * atOnce,
+    CHANNELS * source.width * atOnce,
+    4 * (isTall ? source.width * height : width * rows),
+    4 * width * height,
+    tableBytes(across),
+    tableBytes(down),
+    4,
+  );
+  const alongRows = putTable(across, acrossAt);
+  const read = (from: number, count: number): void => {
+    if ("data" in source) {
+      const stride = CHANNELS * source.width;
+      put(source.data.subarray(from * stride, (from + count) * stride), staged);
+      kernels.expand(staged, source.width * count, strip);
+    } else put(source.read(from, count), strip);
+  };
+  if (isTall) {
+    const [, counts, values, size] = putTable(down, downAt);
+    put(Int32Array.of(0), zero);
+    for (let y = 0; y < height; y++) {
+      read(down.starts[y]!, down.counts[y]!);
+      const to = between + 4 * source.width * y;
+      kernels.resampleColumns(strip, source.width, zero, counts + 4 * y, values + 4 * size * y, size, 1, to);
     }
+    kernels.resampleRows(between, height, source.width, ...alongRows, width, result);
+  } else {
+    for (let y = 0; y < rows; y += atOnce) {
+      const count = Math.min(atOnce, rows - y);
+      read(firstRow + y, count);
+      kernels.resampleRows(strip, count, source.width, ...alongRows, width, between + 4 * width * y);
+    }
+    const shifted = { ...down, starts: down.starts.map((start) => start - firstRow) };
+    kernels.resampleColumns(between, width, ...putTable(shifted, downAt), height, result);
   }
-  return target;
+  kernels.pack(result, width * height, result);
+  return { width, height, data: taken(result, CHANNELS * width * height) };
 }
 
-function resampleColumns(
-  { channels, read }: Bytes,
-  width: number,
-  { size, starts, counts, values }: Weights,
-  height: number,
-): Pixels {
-  const stride = width * CHANNELS;
-  const data = new Uint8Array(stride * height);
-  const sums = new Int32Array(stride);
-  for (let y = 0; y < height; y++) {
-    sums.fill(HALF);
-    const count = counts[y]!;
-    const rows = read(starts[y]!, count);
-    for (let k = 0; k < count; k++) {
-      const weight = values[y * size + k]!;
-      let from = k * width * channels;
-      if (channels === CHANNELS) {
-        for (let x = 0; x < stride; x++) sums[x] = sums[x]! + rows[from++]! * weight;
-      } else {
-        for (let x = 0; x < stride; x += CHANNELS, from += channels) {
-          sums[x] = sums[x]! + rows[from]! * weight;
-          sums[x + 1] = sums[x + 1]! + rows[from + 1]! * weight;
-          sums[x + 2] = sums[x + 2]! + rows[from + 2]! * weight;
-        }
-      }
-    }
-    const to = y * stride;
-    for (let x = 0; x < stride; x++) data[to + x] = clip8(sums[x]!);
-  }
-  return { width, height, data };
+function tableBytes({ starts, values }: Weights): number {
+  return 8 * starts.length + 4 * values.length;
+}
+
+/** Copies weights into the memory of the kernels; returns the addresses of their parts, and their size. */
+function putTable({ size, starts, counts, values }: Weights, at: number): [number, number, number, number] {
+  const [countsAt, valuesAt] = [at + 4 * starts.length, at + 8 * starts.length];
+  put(starts, at);
+  put(counts, countsAt);
+  put(values, valuesAt);
+  return [at, countsAt, valuesAt, size];
 }
 
 /**
