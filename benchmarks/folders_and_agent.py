@@ -1,15 +1,15 @@
 """How fast folders, the agent and a first answer are, against an older checkout: the same commands, in turns.
 
     git worktree add ../before COMMIT
-    PYTHONPATH=. python benchmarks/folders_and_agent.py ../before . PHOTOS \
-        --out docs/performance/folders_and_agent.json
+    PYTHONPATH=. python benchmarks/folders_and_agent.py ../before . PHOTOS models/tomato/tomato-int8.onnx \
+        --small 2000 --large 100 --turns 3 --out docs/performance/folders_and_agent.json
 
-Both checkouts run with this Python and its packages. `predict`, `evaluate` and `data check` read folders on all cores:
-small photos as they are in PHOTOS, and the same at 12 megapixels, as a phone's camera writes them. The agent and the
-first answer run on one core. A rate leaves out the time of the same command for a single photo, where there is one.
-Medians over the turns, and the median of the ratios old / new within a turn, so that above 1 is faster. The outputs of
-both checkouts are compared as well (labels and verdicts of `predict`, the confusion matrix of `evaluate`, all of `data
-check`); exits with 1 if they differ. Run it on an idle machine.
+Both checkouts run with this Python and its packages, and the same model file. `predict`, `evaluate` and `data check`
+read folders on all cores: small photos as they are in PHOTOS, and the same at 12 megapixels, as a phone's camera writes
+them. The agent and the first answer run on one core. A rate leaves out the time of the same command for a single photo,
+where there is one. Medians over the turns, and the median of the ratios old / new within a turn, so that above 1 is
+faster. The outputs of both checkouts are compared as well (labels and verdicts of `predict`, the confusion matrix of
+`evaluate`, all of `data check`); exits with 1 if they differ. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from PIL import Image
 from reporting import machine, publish
 from tests.app.photo_forms import scaled, shaped, stored
 
-MODEL, CORE, RATE, PACED_S = "tomato", 0, 35, 20
+CORE, RATE, PACED_S = 0, 35, 20
 
 
 class Tree:
     """One checkout: its commands run from its sources, with caches of its own."""
 
-    def __init__(self, root: Path, work: Path) -> None:
-        self.root, self.work, self.outputs = root.resolve(), work, dict[str, str]()
+    def __init__(self, root: Path, work: Path, model: Path) -> None:
+        self.root, self.work, self.model, self.outputs = root.resolve(), work, model.resolve(), dict[str, str]()
         work.mkdir()
 
     def start(self, *words: object, one_core: bool = False) -> subprocess.Popen[str]:
@@ -71,19 +71,19 @@ class Tree:
 def figures(tree: Tree, folders: dict[str, Path], one: Path) -> Iterator[tuple[str, float]]:
     """One turn: names and figures, lower is better."""
     state = tree.work / "state"
-    yield "first_answer_s", tree.seconds("predict", MODEL, one, one_core=True)
-    start = tree.seconds("predict", MODEL, one)
+    yield "first_answer_s", tree.seconds("predict", tree.model, one, one_core=True)
+    start = tree.seconds("predict", tree.model, one)
     for name, folder in folders.items():
         photos = len(list(folder.rglob("*.jpg")))
-        taken = tree.seconds("predict", MODEL, folder, "--json", keep=f"predict {name}")
+        taken = tree.seconds("predict", tree.model, folder, "--json", keep=f"predict {name}")
         yield f"predict_{name}_ms_a_photo", 1000 * (taken - start) / photos
-        words = ("evaluate", MODEL, folder, "--split", "all", "--json")
+        words = ("evaluate", tree.model, folder, "--split", "all", "--json")
         yield f"evaluate_{name}_ms_a_photo", 1000 * tree.seconds(*words, keep=f"evaluate {name}") / photos
         words = ("data", "check", folder, "--json")
         yield f"data_check_{name}_ms_a_photo", 1000 * tree.seconds(*words, keep=f"data check {name}") / photos
     shutil.rmtree(state, ignore_errors=True)
     folder = folders["small"]
-    words = ("watch", folder, "--model", MODEL, "--state", state)
+    words = ("watch", folder, "--model", tree.model, "--state", state)
     yield "watch_once_s", tree.seconds(*words, "--once", one_core=True)
     yield "watch_once_nothing_new_s", tree.seconds(*words, "--once", one_core=True)
     yield from paced(tree, sorted(folder.rglob("*.jpg")))
@@ -95,7 +95,7 @@ def paced(tree: Tree, photos: list[Path]) -> Iterator[tuple[str, float]]:
     for each in (state, folder):
         shutil.rmtree(each, ignore_errors=True)
     folder.mkdir()
-    agent = tree.start("watch", folder, "--model", MODEL, "--state", state, "--quiet", one_core=True)
+    agent = tree.start("watch", folder, "--model", tree.model, "--state", state, "--quiet", one_core=True)
     while not (state / "state.json").exists():
         time.sleep(0.1)
     begin = time.monotonic()
@@ -131,6 +131,7 @@ def main() -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("photos", type=Path, help="folder of class folders")
+    parser.add_argument("model", type=Path, help="an exported file that both checkouts can open")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--small", type=int, default=400, help="number of small photos")
     parser.add_argument("--large", type=int, default=40, help="number of photos of 12 megapixels")
@@ -147,7 +148,10 @@ def main() -> int:
                     file = folder / photo.parent.name / f"{number:04}.jpg"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(photo.read_bytes() if name == "small" else large(photo))
-        trees = {name: Tree(root, work / f"tree-{name}") for name, root in (("old", given.old), ("new", given.new))}
+        trees = {
+            name: Tree(root, work / f"tree-{name}", given.model)
+            for name, root in (("old", given.old), ("new", given.new))
+        }
         turns: list[dict[str, dict[str, float]]] = []
         for turn in range(given.turns):
             order = list(trees) if turn % 2 else list(trees)[::-1]

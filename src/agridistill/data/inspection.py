@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.fftpack import dct
 
@@ -254,7 +255,7 @@ def _decoded_record(path: Path, digest: str, stored: tuple[int, int]) -> PhotoRe
     # The colour profile is ignored, because earlier versions computed the stored hashes of training photos in this way.
     image = read_photo(path, shorter_side=_DECODED_SIDE, own_colours=True)
     tiny = _tiny(image)
-    phash, *turned = _phashes([tiny, *(tiny.transpose(turn) for turn in Image.Transpose)])
+    phash, *turned = _phashes(_turns(np.asarray(tiny)))
     is_wide = image.width > image.height
     width, height = stored if is_wide == (stored[0] > stored[1]) else stored[::-1]
     return PhotoRecord(digest, width, height, phash, None, look_of(tiny), tuple(turned))
@@ -267,11 +268,19 @@ def _tiny(image: Image.Image) -> Image.Image:
     return image.convert("L").reduce(factor).resize((32, 32), Image.Resampling.LANCZOS)
 
 
-def _phashes(tiny: Sequence[Image.Image]) -> list[int]:
+def _turns(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stacks a square picture `(N, N)` and its seven turns and flips, in the order of `Image.Transpose`: `(8, ...)`."""
+    half = grey[::-1, ::-1]
+    turned = [grey[:, ::-1], grey[::-1], np.rot90(grey), half, np.rot90(half), grey.T, half.T]
+    return np.stack([grey, *turned])
+
+
+def _phashes(tiny: NDArray[np.uint8]) -> list[int]:
     """Computes 64-bit perceptual hashes: which of the lowest 8 x 8 cosine coefficients are above their median.
 
-    They are those of `imagehash.phash`, for all pictures at once, because its calls cost more than the arithmetic.
+    They are those of `imagehash.phash`, for all pictures `(8, 32, 32)` at once, because its calls cost more than the
+    arithmetic.
     """
-    waves = dct(dct(np.stack([np.asarray(one) for one in tiny]), axis=1), axis=2)[:, :8, :8].reshape(len(tiny), -1)
+    waves = dct(dct(tiny, axis=1), axis=2)[:, :8, :8].reshape(len(tiny), -1)
     bits = waves > np.median(waves, axis=1, keepdims=True)
     return [int.from_bytes(row.tobytes(), "big") for row in np.packbits(bits, axis=1)]
