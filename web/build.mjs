@@ -14,19 +14,36 @@ const MOST_BYTES = 600_000;
 const ENGINES = {
   // The smallest build that runs on a processor: without WebGL, WebGPU and WebNN.
   onnx: { package: "onnxruntime-web", folder: "dist", files: ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"] },
-  // The build for all browsers: Safari has no relaxed SIMD.
-  litert: { package: "@litertjs/core", folder: "wasm", files: ["litert_wasm_compat_internal.wasm"] },
+  // The build for all browsers, and the one for those with relaxed SIMD, which all but Safari have.
+  litert: {
+    package: "@litertjs/core",
+    folder: "wasm",
+    files: ["litert_wasm_compat_internal.wasm", "litert_wasm_internal.wasm"],
+    simd: { "litert_wasm_compat_internal.wasm": "plain", "litert_wasm_internal.wasm": "relaxed" },
+  },
+};
+const LITERT = "@litertjs/core/wasm/litert_wasm_compat_internal.js";
+/** The scripts of the engines: the module in src/engines, and what it is built with. */
+const SCRIPTS = {
+  "engine-onnx.js": { module: "onnx" },
+  "engine-litert.js": { module: "litert", names: { LITERT_CODE: "litert_wasm_compat_internal", LITERT_NAME: "LiteRT.js" } },
+  "engine-litert-relaxed.js": {
+    module: "litert",
+    names: { LITERT_CODE: "litert_wasm_internal", LITERT_NAME: "LiteRT.js, relaxed SIMD" },
+    instead: { [LITERT]: join(here, "node_modules", "@litertjs", "core", "wasm", "litert_wasm_internal.js") },
+  },
 };
 
 /** The npm packages with the hashes of their archives and of each file. */
 function pinned() {
   const locked = JSON.parse(readFileSync(join(here, "package-lock.json"), "utf8")).packages;
-  const engines = Object.entries(ENGINES).map(([engine, { package: name, folder, files }]) => {
+  const engines = Object.entries(ENGINES).map(([engine, { package: name, folder, files, simd = {} }]) => {
     const { version, integrity } = locked[`node_modules/${name}`];
     const hashed = files.map((file) => {
       const path = `${folder}/${file}`;
       const content = readFileSync(join(here, "node_modules", name, path));
-      return [file, { path, sha256: createHash("sha256").update(content).digest("hex") }];
+      const sha256 = createHash("sha256").update(content).digest("hex");
+      return [file, { path, sha256, ...(file in simd && { simd: simd[file] }) }];
     });
     return [engine, { package: name, version, integrity, files: Object.fromEntries(hashed) }];
   });
@@ -66,12 +83,13 @@ await build({
   outfile: join(folder, "app.js"),
   format: "esm",
 });
-for (const engine of Object.keys(ENGINES)) {
+for (const [script, { module, names = {}, instead = {} }] of Object.entries(SCRIPTS)) {
   await build({
     ...shared,
-    entryPoints: [join(here, "src", "engines", `${engine}.ts`)],
-    outfile: join(folder, `engine-${engine}.js`),
+    entryPoints: [join(here, "src", "engines", `${module}.ts`)],
+    outfile: join(folder, script),
     format: "esm",
+    define: Object.fromEntries(Object.entries(names).map(([name, text]) => [name, JSON.stringify(text)])),
     plugins: [litertCode],
     // LiteRT's code also runs in Node; the page has no use for those parts.
     external: ["node:fs", "node:crypto"],
@@ -79,6 +97,7 @@ for (const engine of Object.keys(ENGINES)) {
       // The package's entry without the .mjs of its WebAssembly part, which the page gets as a file of the release.
       "onnxruntime-web": join(here, "node_modules", "onnxruntime-web", "dist", "ort.wasm.min.mjs"),
       "@litertjs/wasm-utils": join(here, "src", "engines", "litertCode.ts"),
+      ...instead,
     },
   });
 }
@@ -95,8 +114,7 @@ for (const name of ["index.html", "sw.js"]) {
   const found = readFileSync(join(folder, name), "utf8").split('"__RELEASE__"').length - 1;
   if (found !== 1) refuse(`expected "__RELEASE__" once in ${name}, got it ${found} times: look at what the bundler made of it`);
 }
-const engines = Object.keys(ENGINES).map((engine) => `engine-${engine}.js`);
-const names = ["index.html", "app.js", ...engines, "app.css", "sw.js", "app.webmanifest", ...Object.keys(drawn).map((name) => `icons/${name}`)];
+const names = ["index.html", "app.js", ...Object.keys(SCRIPTS), "app.css", "sw.js", "app.webmanifest", ...Object.keys(drawn).map((name) => `icons/${name}`)];
 const bytes = names.reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
 if (bytes > MOST_BYTES) refuse(`expected a page of at most ${MOST_BYTES} bytes, got ${bytes}: drop something`);
 rmSync(target, { recursive: true, force: true });

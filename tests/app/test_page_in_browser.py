@@ -113,8 +113,27 @@ def test_so_does_the_page_of_the_tomato_model(
     site = write_site("tomato", tmp_path / "site", runtime=LITERT)
     with serving(site.out) as server:
         phone = Phone.of(browser.new_page()).open(server.address)
-        assert phone.engine()["name"] == "LiteRT.js"
+        assert phone.engine()["name"] == "LiteRT.js, relaxed SIMD"
         _decides_as(agridistill.load(model_path("tomato", for_page=True)), phone, leaf)
+        phone.wait_until_installed()
+        phone.page.close()
+        assert [path for path in server.asked if path.endswith(("engine.js", "compat_internal.wasm.lzma"))] == []
+
+
+def test_so_does_its_other_build_where_the_faster_one_cannot_be_had(
+    browser: Any, quickly_packed: None, leaf: Image.Image, tmp_path: Path
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'agridistill[litert]'")
+    site = write_site("tomato", tmp_path / "site", runtime=LITERT)
+    next((site.out / "files").glob("*-engine-relaxed.js")).unlink()
+    with serving(site.out) as server:
+        phone = Phone.of(browser.new_page()).open(server.address)
+        assert phone.engine()["name"] == "LiteRT.js"
+        photo, _ = stored(leaf)
+        expected = agridistill.load(model_path("tomato", for_page=True)).predict(photo)
+        seen = phone.see(photo)
+        assert (seen["verdict"], seen["label"]) == (expected.verdict, expected.label)
+        assert seen["probabilities"] == pytest.approx(expected.probabilities, abs=0.01)
         phone.page.close()
 
 
@@ -151,7 +170,7 @@ def test_a_tflite_model_decides_as_predict_does_also_without_a_network(
     with serving(site.out) as server:
         context = browser.new_context()
         phone = Phone.of(context.new_page()).open(server.address)
-        assert phone.engine()["name"] == "LiteRT.js"
+        assert phone.engine()["name"] == "LiteRT.js, relaxed SIMD"
         phone.wait_until_installed()
         server.stop()
         phone.page.reload()

@@ -84,6 +84,23 @@ def test_a_tflite_model_gets_the_engine_that_runs_it(
     assert files["model"]["path"].endswith("-model.tflite.gz")
 
 
+def test_browsers_with_relaxed_simd_get_a_faster_build_of_the_engine_instead_of_the_other(
+    write: WriteSite, tmp_path: Path, colour_model: Path, page: Path
+) -> None:
+    (page / "engine-onnx-relaxed.js").write_text("// relaxed\n")
+    pinned = json.loads((page / "runtime.json").read_text())
+    pinned["onnx"]["files"]["engine.wasm"]["simd"] = "plain"
+    (page / "runtime.json").write_text(json.dumps(pinned))
+    written = write()
+    files = release_of(tmp_path / "site")["files"]
+    marked = {logical: entry["simd"] for logical, entry in files.items() if "simd" in entry}
+    assert marked == {"engine.js": "plain", "engine-relaxed.js": "relaxed", "runtime/engine.wasm": "plain"}
+    assert (tmp_path / "site" / files["engine-relaxed.js"]["path"]).read_bytes() == b"// relaxed\n"
+    sent = sum(path.stat().st_size for path in (tmp_path / "site").rglob("*") if path.is_file())
+    release = (tmp_path / "site" / "release.json").stat().st_size
+    assert written.first_visit_bytes == sent - release - len(b"// relaxed\n")
+
+
 def test_the_tomato_model_comes_in_the_form_that_a_browser_runs_fastest_also_without_its_engine_here(
     write: WriteSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

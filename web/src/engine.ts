@@ -1,6 +1,6 @@
 /** Runs a model. The engine is a module of its own in `engines/`; a release has the one that its model needs. */
 
-import type { ReleaseFiles } from "./release";
+import { hasRelaxedSimd, type ReleaseFiles } from "./release";
 import type { Pixels } from "./resample";
 
 export interface Map2d {
@@ -26,8 +26,22 @@ export interface EngineModule {
   open(files: ReleaseFiles): Promise<Engine>;
 }
 
-/** Opens the model of a release with the engine of the release. */
+const RELAXED = "engine-relaxed.js";
+
+/** Opens the model of a release with the engine of the release, in the form that is fastest in this browser. */
 export async function openEngine(files: ReleaseFiles): Promise<Engine> {
-  const engine = (await import(files.url("engine.js"))) as EngineModule;
+  if (files.has(RELAXED) && hasRelaxedSimd()) {
+    try {
+      return await opened(RELAXED, files);
+    } catch (error) {
+      // A browser that got relaxed SIMD since its last visit has the other form on the phone.
+      console.warn(error);
+    }
+  }
+  return opened("engine.js", files);
+}
+
+async function opened(name: string, files: ReleaseFiles): Promise<Engine> {
+  const engine = (await import(files.url(name))) as EngineModule;
   return engine.open(files);
 }

@@ -11,7 +11,7 @@ import { MOST_LEAVES, pooled } from "./pooling";
 import type { Seen } from "./predictor";
 import { problemOf, requireModernBrowser } from "./problems";
 import { openRecogniser, seeAnyFormat, type Recogniser } from "./recogniser";
-import { ReleaseFiles, type Release } from "./release";
+import { isNeeded, ReleaseFiles, type Release } from "./release";
 import { plantView, resultView } from "./resultView";
 import { historyName, pageFolder, takeOver } from "./scope";
 import { send } from "./sending";
@@ -259,7 +259,7 @@ class Page {
 
   private awaitedBytes(): number {
     const awaited = Object.entries(this.release.files).filter(
-      ([logical]) => WAITED_FILES.includes(logical) || logical.startsWith(RUNTIME),
+      ([logical, file]) => isNeeded(file) && (WAITED_FILES.includes(logical) || logical.startsWith(RUNTIME)),
     );
     return awaited.reduce((sum, [, { bytes }]) => sum + bytes, 0);
   }

@@ -7,6 +7,24 @@ export interface ReleaseFile {
   readonly path: string;
   readonly sha256: string;
   readonly bytes: number;
+  /** Set if only browsers with relaxed SIMD need the file ("relaxed"), or only those without it ("plain"). */
+  readonly simd?: "plain" | "relaxed";
+}
+
+/** A module with one function, which selects bytes by `i8x16.relaxed_swizzle`. */
+const RELAXED_CODE = [
+  [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0],
+  [10, 15, 1, 13, 0, 65, 1, 253, 15, 65, 2, 253, 15, 253, 128, 2, 11],
+].flat();
+
+/** Whether WebAssembly has relaxed SIMD here: products of bytes as the processor has them, which Safari lacks. */
+export function hasRelaxedSimd(): boolean {
+  return WebAssembly.validate(Uint8Array.from(RELAXED_CODE));
+}
+
+/** Whether this browser needs a file of a release. */
+export function isNeeded({ simd }: ReleaseFile): boolean {
+  return !simd || (simd === "relaxed") === hasRelaxedSimd();
 }
 
 /** What `agridistill app` writes into the page and the service worker. */

@@ -5,7 +5,7 @@
  * stays in use; after that, its pages are loaded again. So no page ever mixes two releases.
  */
 
-import { sha256, type Release, type ReleaseFile } from "./release";
+import { isNeeded, sha256, type Release, type ReleaseFile } from "./release";
 import { cacheName, isPageFile, oldCaches } from "./scope";
 
 declare const self: ServiceWorkerGlobalScope;
@@ -20,6 +20,7 @@ const files = Object.entries(release.files)
   .filter(([logical]) => !OUTSIDE.includes(logical))
   .map(([, file]) => file);
 const byPath = new Map(files.map((file) => [file.path, file]));
+const needed = files.filter(isNeeded);
 const TYPES: Readonly<Record<string, string>> = {
   html: "text/html; charset=utf-8",
   js: "text/javascript",
@@ -76,11 +77,11 @@ async function takeIndex(cache: Cache): Promise<void> {
 
 async function install(): Promise<void> {
   const cache = await caches.open(name);
-  for (const file of files) await take(cache, file);
+  for (const file of needed) await take(cache, file);
   await takeIndex(cache);
   // The worker of another release may have dropped the cache meanwhile, or the browser may have, for want of storage.
   const stored = new Set((await (await caches.open(name)).keys()).map(({ url }) => url));
-  const missing = [INDEX, ...files.map(({ path }) => path)].find((path) => !stored.has(addressOf(path)));
+  const missing = [INDEX, ...needed.map(({ path }) => path)].find((path) => !stored.has(addressOf(path)));
   if (missing) throw new Error(`${missing} of release ${release.release} was dropped again`);
 }
 

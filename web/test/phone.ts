@@ -60,7 +60,7 @@ function openRequest(exists: boolean): object {
 
 let built: string | undefined;
 
-/** The service worker of a page with a release of so many files, all of them empty. */
+/** The service worker of a page with a release of these files, all of them empty; `simd` is as in a release, by path. */
 export class Worker {
   private readonly handlers = new Map<string, (event: object) => void>();
 
@@ -68,10 +68,11 @@ export class Worker {
     readonly scope: string,
     readonly release: string,
     paths: readonly string[] = [],
+    simd: Readonly<Record<string, string>> = {},
   ) {
     const source = fileURLToPath(new URL("../src/sw.ts", import.meta.url));
     built ??= buildSync({ entryPoints: [source], bundle: true, write: false, format: "iife" }).outputFiles[0]!.text;
-    const files = Object.fromEntries(paths.map((path) => [path, { path, sha256: EMPTY, bytes: 0 }]));
+    const files = Object.fromEntries(paths.map((path) => [path, { path, sha256: EMPTY, bytes: 0, simd: simd[path] }]));
     const self = {
       registration: { scope, installing: null, waiting: null },
       clients: { claim: async () => undefined },

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from agridistill.errors import FetchError, RunError
 from agridistill.settings_file import build_settings
@@ -40,6 +41,7 @@ class PinnedFile:
 
     path: str  # in the package, such as "dist/ort.wasm"
     sha256: str
+    simd: Literal["", "plain", "relaxed"] = ""  # not "": only browsers without or with relaxed SIMD need it
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,10 +77,12 @@ class _Content:
 
     path: str
     content: bytes
+    simd: str = ""  # as in `PinnedFile`
 
     @property
     def entry(self) -> dict[str, Any]:
-        return {"path": self.path, "sha256": hashlib.sha256(self.content).hexdigest(), "bytes": len(self.content)}
+        entry = {"path": self.path, "sha256": hashlib.sha256(self.content).hexdigest(), "bytes": len(self.content)}
+        return entry | ({"simd": self.simd} if self.simd else {})
 
 
 def write_site(
@@ -125,7 +127,8 @@ def write_site(
     release = _release(contents, built, engine, name, before)
     for each in ("index.html", "sw.js"):
         contents[each] = _Content(each, filled(each, built.templates[each], paths, name, release))
-    sent = [len(each.content) for each in contents.values()]
+    # Browsers with relaxed SIMD fetch other files than those without it; the sizes differ by some kB.
+    sent = [len(each.content) for each in contents.values() if each.simd != "relaxed"]
     contents[RELEASE_NAME] = _Content(RELEASE_NAME, json_text(release).encode())
     return Site(
         out=out,
@@ -181,15 +184,22 @@ def _contents(
     built: BuiltPage, engine: str, model: Path, words: dict[str, Any], runtime: Path | None
 ) -> dict[str, _Content]:
     """Returns the files of a release that have their hash in their name; the keys are logical names."""
-    of_engines = {f"engine-{each}.js": each for each in built.engines}
     contents = {
-        logical: _addressed(logical, content) for logical, content in built.files.items() if logical not in of_engines
+        logical: _addressed(logical, content)
+        for logical, content in built.files.items()
+        if not logical.startswith("engine-")
     }
-    contents["engine.js"] = _addressed("engine.js", built.files[f"engine-{engine}.js"])
-    for name, content in engine_files(built.engines[engine], folder=runtime).items():
+    relaxed = built.files.get(f"engine-{engine}-relaxed.js")
+    engine_script = _addressed("engine.js", built.files[f"engine-{engine}.js"])
+    contents["engine.js"] = engine_script
+    if relaxed is not None:
+        contents["engine.js"] = replace(engine_script, simd="plain")
+        contents["engine-relaxed.js"] = replace(_addressed("engine-relaxed.js", relaxed), simd="relaxed")
+    pinned = built.engines[engine]
+    for name, content in engine_files(pinned, folder=runtime).items():
         is_code = name.endswith(".wasm")
         file = _addressed(f"{name}.lzma", packed_code(content)) if is_code else _addressed(name, content)
-        contents[f"runtime/{name}"] = file
+        contents[f"runtime/{name}"] = replace(file, simd=pinned.files[name].simd)
     contents["model"] = _zipped(f"model{model.suffix.lower()}", model.read_bytes())
     contents["model.json"] = _zipped("model.json", manifest_path(model).read_bytes())
     contents["words.json"] = _zipped("words.json", json_text(words).encode())
