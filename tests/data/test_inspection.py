@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -255,6 +256,13 @@ def test_a_damaged_store_only_costs_time(photos: Path, tmp_path: Path, read: lis
 def test_a_store_that_cannot_be_written_only_costs_time(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("in the way")
     assert len(inspect(photos)) == 6
+
+
+def test_the_turns_of_a_photo_are_those_of_pillow() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    image = Image.fromarray(grey)
+    expected = [image, *(image.transpose(turn) for turn in Image.Transpose)]
+    assert np.array_equal(inspection._turns(grey), np.stack([np.asarray(one) for one in expected]))
 
 
 def test_photos_that_are_gone_leave_the_store(photos: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 /**
- * The loops over all pixels of a photo, in AssemblyScript: WebAssembly with SIMD, four times as fast as JavaScript.
+ * The loops over all pixels of a photo, in AssemblyScript: WebAssembly with SIMD, several times as fast as JavaScript.
  *
- * Addresses are offsets in the memory, where src/pixels.ts puts the operands. Pixels have four bytes, red, green, blue and
+ * Addresses are offsets in the memory, where src/kernels.ts puts the operands. Pixels have four bytes, red, green, blue and
  * one without meaning. All operands and results may be read and written up to 16 bytes beyond their end.
  */
 

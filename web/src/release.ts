@@ -19,7 +19,7 @@ const RELAXED_CODE = [
 
 /** Whether WebAssembly has relaxed SIMD here: products of bytes as the processor has them, which Safari lacks. */
 export function hasRelaxedSimd(): boolean {
-  return WebAssembly.validate(Uint8Array.from(RELAXED_CODE));
+  return globalThis.WebAssembly?.validate(Uint8Array.from(RELAXED_CODE)) === true;
 }
 
 /** Whether this browser needs a file of a release. */

@@ -111,7 +111,7 @@ export function resample(source: Pixels | Rows, width: number, height: number, f
   const atOnce = isTall ? Math.max(...down.counts) : Math.min(rows, stripRows(source.width));
   const [strip, staged, between, result, acrossAt, downAt, zero] = room(
     4 * source.width * atOnce,
-    CHANNELS * source.width * atOnce,
+    "data" in source ? CHANNELS * source.width * atOnce : 0,
     4 * (isTall ? source.width * height : width * rows),
     4 * width * height,
     tableBytes(across),
@@ -123,7 +123,7 @@ export function resample(source: Pixels | Rows, width: number, height: number, f
     if ("data" in source) {
       const stride = CHANNELS * source.width;
       put(source.data.subarray(from * stride, (from + count) * stride), staged);
-      kernels.expand(staged, source.width * count, strip);
+      kernels().expand(staged, source.width * count, strip);
     } else put(source.read(from, count), strip);
   };
   if (isTall) {
@@ -132,19 +132,19 @@ export function resample(source: Pixels | Rows, width: number, height: number, f
     for (let y = 0; y < height; y++) {
       read(down.starts[y]!, down.counts[y]!);
       const to = between + 4 * source.width * y;
-      kernels.resampleColumns(strip, source.width, zero, counts + 4 * y, values + 4 * size * y, size, 1, to);
+      kernels().resampleColumns(strip, source.width, zero, counts + 4 * y, values + 4 * size * y, size, 1, to);
     }
-    kernels.resampleRows(between, height, source.width, ...alongRows, width, result);
+    kernels().resampleRows(between, height, source.width, ...alongRows, width, result);
   } else {
     for (let y = 0; y < rows; y += atOnce) {
       const count = Math.min(atOnce, rows - y);
       read(firstRow + y, count);
-      kernels.resampleRows(strip, count, source.width, ...alongRows, width, between + 4 * width * y);
+      kernels().resampleRows(strip, count, source.width, ...alongRows, width, between + 4 * width * y);
     }
     const shifted = { ...down, starts: down.starts.map((start) => start - firstRow) };
-    kernels.resampleColumns(between, width, ...putTable(shifted, downAt), height, result);
+    kernels().resampleColumns(between, width, ...putTable(shifted, downAt), height, result);
   }
-  kernels.pack(result, width * height, result);
+  kernels().pack(result, width * height, result);
   return { width, height, data: taken(result, CHANNELS * width * height) };
 }
 

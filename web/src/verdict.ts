@@ -36,17 +36,17 @@ export function qualityProblem(pixels: Pixels, settings = QUALITY): Problem {
   const { width, height, data } = pixels;
   const [staged, photo, light, counts] = room(data.length, 4 * width * height, 4 * width * height, 12);
   put(data, staged);
-  kernels.expand(staged, width * height, photo);
-  kernels.countColours(photo, width, height, light, settings.darkest, counts);
+  kernels().expand(staged, width * height, photo);
+  kernels().countColours(photo, width, height, light, settings.darkest, counts);
   const [dark, white, leaf] = takenIntegers(counts, 3) as unknown as [number, number, number];
   const count = Math.ceil(width / 2) * Math.ceil(height / 2);
   // To sort takes longer than all the rest, and only a photo at the limit needs it.
   if (dark > 0.95 * (count - 1) && quantile(sampledLight(pixels), 0.95) < settings.darkest) return "too dark";
   if (white / count > settings.brightest) return "too bright";
   if (leaf / count < settings.leastLeaf) return "no leaf to be seen";
-  const sharpness = Math.min(width, height) < 3 ? 0 : kernels.sharpness(light, width, height);
+  const sharpness = Math.min(width, height) < 3 ? 0 : kernels().sharpness(light, width, height);
   if (sharpness < settings.blurriest) return "blurred";
-  const repeated = kernels.repeatedRows(photo, width, height) / height;
+  const repeated = kernels().repeatedRows(photo, width, height) / height;
   if (settings.smeared < repeated && repeated < WHOLE_HEIGHT) return "smeared or cut off";
   return "";
 }

@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { kernels, put, room, taken, takenIntegers } from "../src/kernels";
 
 /** Pixels with dark, white, grey and green places, and with rows that repeat the row above. */
@@ -21,10 +21,10 @@ function picture(width: number, height: number, seed: number): Uint8Array {
 function measured(data: Uint8Array, width: number, height: number): Record<"photo" | "light" | "counts", number> {
   const [staged, photo, light, counts] = room(data.length, 4 * width * height, 4 * width * height, 12);
   // What lies behind the operands must not count.
-  new Uint8Array(kernels.memory.buffer).fill(255);
+  new Uint8Array(kernels().memory.buffer).fill(255);
   put(data, staged);
-  kernels.expand(staged, width * height, photo);
-  kernels.countColours(photo, width, height, light, 50, counts);
+  kernels().expand(staged, width * height, photo);
+  kernels().countColours(photo, width, height, light, 50, counts);
   return { photo, light, counts };
 }
 
@@ -57,7 +57,7 @@ test.each(SIZES)("the kernels compute what plain loops do: %i x %i", (width, hei
   const mean = shine.reduce((sum, each) => sum + each, 0) / shine.length;
   const spread = Math.sqrt(shine.reduce((sum, each) => sum + (each - mean) ** 2, 0) / shine.length);
   const sharp = Math.sqrt(squares / ((width - 2) * (height - 2))) / (spread + 4);
-  expect(kernels.sharpness(light, width, height)).toBeCloseTo(sharp, 5);
+  expect(kernels().sharpness(light, width, height)).toBeCloseTo(sharp, 5);
 
   let [longest, run] = [0, 0];
   for (let y = 1; y < height; y++) {
@@ -70,13 +70,33 @@ test.each(SIZES)("the kernels compute what plain loops do: %i x %i", (width, hei
     run = same / width < 0.8 ? 0 : run + 1;
     longest = Math.max(longest, run);
   }
-  expect(kernels.repeatedRows(photo, width, height)).toBe(longest);
+  expect(kernels().repeatedRows(photo, width, height)).toBe(longest);
 
-  kernels.pack(photo, width * height, photo);
+  kernels().pack(photo, width * height, photo);
   expect(taken(photo, data.length)).toEqual(data);
 });
 
 test("the pictures of these tests have something of everything", () => {
   const { photo, counts } = measured(picture(13, 64, 0), 13, 64);
-  expect([...takenIntegers(counts, 3), kernels.repeatedRows(photo, 13, 64)].map(Math.sign)).toEqual([1, 1, 1, 1]);
+  expect([...takenIntegers(counts, 3), kernels().repeatedRows(photo, 13, 64)].map(Math.sign)).toEqual([1, 1, 1, 1]);
+});
+
+test("the memory for a large photo is given back with the next one", () => {
+  room(40_000_000);
+  expect(kernels().memory.buffer.byteLength).toBeGreaterThan(40_000_000);
+  const [at] = room(4);
+  put(Uint8Array.of(1, 2, 3, 4), at);
+  expect(taken(at, 4)).toEqual(Uint8Array.of(1, 2, 3, 4));
+  expect(kernels().memory.buffer.byteLength).toBeLessThan(100_000);
+});
+
+test("a browser without SIMD loads the page, which says so", async () => {
+  vi.spyOn(WebAssembly, "validate").mockReturnValue(false);
+  vi.spyOn(WebAssembly, "Module").mockImplementation(() => {
+    throw new WebAssembly.CompileError("no SIMD");
+  });
+  vi.resetModules();
+  const { requireModernBrowser } = await import("../src/problems");
+  expect(requireModernBrowser).toThrow();
+  vi.restoreAllMocks();
 });

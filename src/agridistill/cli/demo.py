@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from agridistill.cli import options, output
-from agridistill.cli.output import count, percent_with_interval, printable, show_logs, stderr
+from agridistill.cli.output import count, percent_with_interval, printable, stderr
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.host import usable_cores
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable, write_json
 
 if TYPE_CHECKING:
-    from agridistill.study.workers import Order
+    from agridistill.study.workers import Job, Order
     from agridistill.training.run_folder import RunResult
 
 logger = logging.getLogger(__name__)
@@ -121,22 +118,14 @@ def run_demo(
     if first := _first_order(data, out):
         begun = {FIRST: first} | begun
     begin(progress, "training a first model and a teacher")
-    # The first model is finished before the teacher. A process of its own exports it meanwhile.
-    with ProcessPoolExecutor(1, get_context("spawn"), _begin_export) as exporter:
-        exported: list[Future[Path | None]] = []
-        models = _trained(
-            begun,
-            out,
-            progress,
-            then=lambda name: exported.append(exporter.submit(_file_for_device, out)) if name == FIRST else None,
-        )
-        begin(progress, "training two students")
-        models |= _trained({"baseline student": student("ce"), "hybrid student": student("hybrid")}, out, progress)
-        if first and not exported:
-            exported.append(exporter.submit(_file_for_device, out))
-        artefact = exported[0].result() if exported else None
+    models = _trained(begun, out, progress)
+    begin(progress, "training two students")
+    artefact = _file_in(out)
+    beside = {f"{FIRST}, int8": _Export(out)} if first and not artefact.exists() else {}
+    students = {"baseline student": student("ce"), "hybrid student": student("hybrid")}
+    models |= _trained(students, out, progress, beside)
     teacher = models.pop("teacher")  # the last row
-    result = DemoResult(data, models | {"teacher": teacher}, artefact)
+    result = DemoResult(data, models | {"teacher": teacher}, artefact if artefact.exists() else None)
     write_json(out / "demo.json", result.to_json())
     return result
 
@@ -160,36 +149,30 @@ def _first_order(data: Path, out: Path) -> Order | None:
     return Order(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
 
 
-def _begin_export() -> None:
-    """Prepares the process that exports: one thread, no traceback after Ctrl-C, and warnings as of a command."""
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    show_logs(debug=False)
+def _file_in(out: Path) -> Path:
+    return out / "leaf.onnx"
 
 
-def _file_for_device(out: Path) -> Path | None:
-    """Exports the first model in int8, unless that is done; returns None without the extra `export`."""
-    from agridistill.export.artefact import export
+@dataclass(frozen=True)
+class _Export:
+    """The export of the first model in int8, in a process of its own."""
 
-    artefact = out / "leaf.onnx"
-    try:
-        if not artefact.exists():
-            export(out / "first", artefact, precision="int8")
-    except MissingExtraError as error:
-        logger.warning("the demo does not export a file for a device: %s", error)
-        return None
-    return artefact
+    out: Path  # the demo's folder
+
+    def run(self) -> None:
+        """Writes the file for a device; warns if the extra `export` is missing."""
+        from agridistill.export.artefact import export
+
+        try:
+            export(self.out / "first", _file_in(self.out), precision="int8")
+        except MissingExtraError as error:
+            logger.warning("the demo does not export a file for a device: %s", error)
 
 
 def _trained(
-    orders: Mapping[str, Order],
-    out: Path,
-    progress: ProgressCallback,
-    then: Callable[[str], object] = lambda name: None,
+    orders: Mapping[str, Order], out: Path, progress: ProgressCallback, beside: Mapping[str, Job] | None = None
 ) -> dict[str, RunResult]:
-    """Trains models on drawn leaves, two at a time; `then` is called with the name of each that was not finished."""
+    """Trains models on drawn leaves, two at a time; exports run beside them."""
     from agridistill.study.workers import run_side_by_side
     from agridistill.training.run_folder import RunFolder
 
@@ -197,20 +180,20 @@ def _trained(
     total = sum(order.config.fit.epochs for order in waiting.values())
 
     def show() -> None:
-        progress(min(total - 1, sum(RunFolder(order.out).epochs_done() for order in waiting.values())), total)
+        if waiting:
+            done = sum(RunFolder(order.out).epochs_done() for order in waiting.values())
+            progress(min(total - 1, done), total)
 
     def note(name: str) -> None:
-        stderr.print(f"trained: {name}")
-        then(name)
+        stderr.print(f"{'trained' if name in orders else 'exported'}: {name}")
 
     def warn(line: str) -> None:
         stderr.print(printable(line), style="yellow")
 
-    slots = min(len(orders), usable_cores())
-    if waiting:
-        run_side_by_side(
-            waiting, out / "logs", slots=slots, total=len(orders), on_tick=show, on_end=note, on_warning=warn
-        )
+    jobs: dict[str, Job] = {**waiting, **(beside or {})}
+    slots = min(len(waiting), usable_cores()) + len(beside or {})
+    if jobs:
+        run_side_by_side(jobs, out / "logs", slots=slots, total=len(jobs), on_tick=show, on_end=note, on_warning=warn)
     return {name: RunFolder(order.out).read_result() for name, order in orders.items()}
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -31,6 +32,13 @@ _TICK_S = 0.5
 # Seconds that a run gets to write its last checkpoint before it is killed.
 _STOP_S = 30.0
 _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
+
+
+class Job(Protocol):
+    """Work for a process of its own, which gets it by pickle."""
+
+    def run(self) -> None:
+        """Does the work; raises an AgriDistillError or an OSError."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Order:
 
 
 def run_side_by_side(
-    orders: Mapping[str, Order],
+    orders: Mapping[str, Job],
     logs: Path,
     *,
     slots: int = 1,
@@ -110,7 +118,7 @@ def run_side_by_side(
 class _Run:
     """The process of one run. `slot` is its number among the `slots` processes that run at the same time."""
 
-    def __init__(self, name: str, order: Order, logs: Path, *, slot: int, slots: int) -> None:
+    def __init__(self, name: str, order: Job, logs: Path, *, slot: int, slots: int) -> None:
         self.name, self.slot = name, slot
         self.log = logs / f"{name.replace('/', '-')}.log"
         with self.log.open("ab") as file:
