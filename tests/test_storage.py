@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from agridistill.errors import RunError
-from agridistill.storage import json_text, only_one, replacing, require_writable, write_json, write_text
+from agridistill.storage import json_text, only_one, replacing, require_writable, write_json, write_picture, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -167,3 +168,25 @@ def test_a_lock_goes_with_its_process_though_a_forked_one_lives_on(tmp_path: Pat
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of a file")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path, kind: str) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    write_picture(Image.linear_gradient("L"), whole, kind, quality=90)
+    with Image.open(whole) as opened:
+        assert (opened.format, opened.size) == (kind, (256, 256))
+    code = f"""
+import resource
+from pathlib import Path
+from PIL import Image
+from agridistill.storage import write_picture
+Image.init()
+resource.setrlimit(resource.RLIMIT_FSIZE, ({whole.stat().st_size - 1},) * 2)
+try:
+    write_picture(Image.linear_gradient("L"), Path({str(cut)!r}), {kind!r}, quality=90)
+except OSError:
+    raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3

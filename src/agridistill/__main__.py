@@ -8,8 +8,8 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with its code; Ctrl-C exits with 130."""
-    # While modules are imported, there is no garbage, and after the end the system frees all memory: without these searches
-    # a first answer takes a tenth less time. A command switches them on when its modules are there.
+    # While modules are imported, there is no garbage, and after the end the system frees all memory: without these
+    # searches a first answer takes a tenth less time. A command switches them on when its modules are there.
     gc.disable()
     try:
         from agridistill.cli import main as command_line

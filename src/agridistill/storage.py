@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from agridistill.errors import RunError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 try:
     import fcntl
@@ -89,6 +93,16 @@ def temporary_beside(path: Path) -> Path:
     # On hosts that share the folder two processes may have the same id, and runs may seed random numbers equally:
     # os.urandom does not depend on a seed.
     return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+
+
+def write_picture(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
+    """Writes a picture in a format of Pillow, such as "JPEG"; an OSError says that the disk is full.
+
+    `image.save(path)` does not: it ignores that the system wrote only a part (findings/pillow_save_cuts_at_full_disk).
+    """
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    path.write_bytes(content.getbuffer())
 
 
 _held_locks: set[IO[bytes]] = set()

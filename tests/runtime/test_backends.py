@@ -156,3 +156,8 @@ def test_a_prediction_leaves_nothing_of_an_engines_maker(colour_model: Path, tmp
         check=True,
     )
     assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
+def test_ctrl_c_while_an_engine_is_imported_is_no_missing_engine(model: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), engines._loading("ONNX Runtime", model, "install it"):
+        raise ImportError("initialization failed") from KeyboardInterrupt()

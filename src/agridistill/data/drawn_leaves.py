@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from agridistill.data.leaf_shapes import SYMPTOMS, Floats, Leaf, Points, blurred, grid, grow, noise, to_bytes
 from agridistill.host import usable_cores
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import replacing_folder
+from agridistill.storage import replacing_folder, write_picture
 
 CLASSES: tuple[str, ...] = tuple(SYMPTOMS)
 _JPEG_QUALITY = 90
@@ -55,7 +55,7 @@ def draw_leaves(
 
         def draw(class_name: str, leaf: int) -> None:
             for name, photo in _shots_of(class_name, leaf, shots_per_leaf, image_size, seed):
-                photo.save(folder / class_name / name, quality=_JPEG_QUALITY)
+                write_picture(photo, folder / class_name / name, "JPEG", quality=_JPEG_QUALITY)
 
         for class_name in CLASSES:
             (folder / class_name).mkdir()

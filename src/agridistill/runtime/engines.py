@@ -267,6 +267,8 @@ def _loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C in the import of a module in C++
+            raise error.__cause__ from None
         got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
         raise MissingExtraError(f"{engine}, to run {path.suffix} files", got, remedy) from None
     except Exception as error:  # the engines' exceptions have no common public base class

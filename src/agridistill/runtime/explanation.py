@@ -19,7 +19,7 @@ from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.engines import Backend, checked_logits
 from agridistill.runtime.verdict import Prediction
-from agridistill.storage import replacing
+from agridistill.storage import replacing, write_picture
 
 ExplanationMethod = Literal["attention", "occlusion"]
 
@@ -66,7 +66,7 @@ class Explanation:
         with replacing(file, durable=False) as temporary:
             kind = Image.registered_extensions()[file.suffix.lower()]
             marked = {"pnginfo": explanation_mark()} if kind == "PNG" else {}
-            self.picture().save(temporary, kind, **marked)
+            write_picture(self.picture(), temporary, kind, **marked)
         return file
 
     def picture(self) -> Image.Image:
