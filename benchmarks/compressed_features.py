@@ -22,7 +22,7 @@ from reporting import machine, publish
 from scipy.stats import t as student_t
 
 TEACHER = ("--model", "swin_nano_patch4_window4_64", "--epochs", 10, "--set", "lr=1e-3")
-STUDENT = ("--model", "mobilenetv3_large_minimal_100", "--epochs", 20, "--set", "views=8")
+STUDENT = ("--student", "mobilenetv3_large_minimal_100", "--epochs", 20, "--set", "views=8")
 COMMON = ("--image-size", 64, "--set", "pretrained=false", "--set", "precision=fp32")
 WAYS: dict[str, tuple[str, ...]] = {"compressed": (), "live": ("--no-cache",)}
 
